@@ -1,0 +1,68 @@
+"""Commands about data and models: audit data, data prosqa, models pull."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the application."""
+    for name, text, commands in (
+        ("audit", "Find faults before they cost money.", {"data": audit_data}),
+        ("data", "Generate data.", {"prosqa": prosqa}),
+        ("models", "Fetch models.", {"pull": pull}),
+    ):
+        group = typer.Typer(help=text, no_args_is_help=True, rich_markup_mode=None)
+        group.callback()(lambda: None)  # a group of one command stays a group
+        for command, function in commands.items():
+            group.command(command)(function)
+        app.add_typer(group, name=name)
+
+
+def audit_data(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ProsQA files (JSON).")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print {file, n, ok, findings, shortcuts} of each.")] = False,
+) -> int:
+    """Audit data files: items that cannot be solved or are wrong, and rules that solve them without reasoning.
+
+    Exit code: 0 clean, 1 findings.
+    """
+    from stepwell.audit.data import audit_files
+    from stepwell.cli import show
+
+    audits = audit_files(files)
+    if as_json:
+        print(json.dumps([audit.to_json() for audit in audits], indent=1, ensure_ascii=False))
+    else:
+        output = show.console()
+        for audit in audits:
+            for piece in show.audit(audit):
+                output.print(piece)
+    return 0 if all(audit.ok for audit in audits) else 1
+
+
+def prosqa(
+    family: Annotated[str, typer.Option("--family", help="id, 7hop, 8hop, dag, dense, no-shortcut or mini.")],
+    n: Annotated[int, typer.Option("--n", min=1, help="How many items.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)],
+    out: Annotated[Path, typer.Option("--out", help="The JSON file to write.")],
+) -> None:
+    """Generate ProsQA items in the official format."""
+    from stepwell.tasks.prosqa import generate_items, write_items
+
+    write_items(out, generate_items(family, n, seed))
+    print(f"{n} items of family {family}, seed {seed}: {out}")
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="A short name (smollm2-135m) or a hub id.")],
+    to: Annotated[Path | None, typer.Option("--to", help="The folder to write; by default the user's cache.")] = None,
+) -> None:
+    """Fetch a model, check its hashes, and print the folder it lies in."""
+    from stepwell.models import pull as pull_model
+
+    print(pull_model(name, to))

@@ -1,0 +1,120 @@
+"""Devices and how long they take over a piece of work: rates from makers' data sheets, or as measured on this machine.
+
+Time = the larger of FLOP / (attained FLOP/s) and bytes / bandwidth. Attained is the measured matmul rate where
+`stepwell calibrate` has measured the device, else the data sheet's peak, times the fraction that training reaches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from stepwell.errors import StepwellError
+from stepwell.models import home
+
+Precision = Literal["fp32", "bf16"]
+FRACTION_OF_PEAK = 0.30
+"""Of a data sheet's peak, what training of small models reaches on GPUs (nanoGPT's and PaLM's MFU: .2 to .5)."""
+FRACTION_OF_MATMUL = 0.50
+"""Of a measured matmul rate, what a whole training step reaches: norms, attention and the optimizer take the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one job has to do.
+
+    Args:
+        flop: floating-point operations (a multiply-add counts 2), forward and backward.
+        bytes: traffic between memory and the device's cores.
+        tokens: positions processed, padding included.
+        precision: of the matmuls.
+        seconds: overrides the arithmetic where the time does not depend on the device, or was measured.
+    """
+
+    flop: float = 0.0
+    bytes: float = 0.0
+    tokens: int = 0
+    precision: Precision = "fp32"
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device to compute on.
+
+    Args:
+        flop_per_second: dense matmul rate by precision; for a CPU that of one core.
+        bytes_per_second: memory bandwidth.
+        measured: by `stepwell calibrate` on this machine, rather than taken from the maker's data sheet.
+        cores: True where the rates are those of one core, and a job uses several.
+    """
+
+    name: str
+    flop_per_second: Mapping[str, float]
+    bytes_per_second: float
+    measured: bool = False
+    cores: bool = False
+
+    @property
+    def fraction(self) -> float:
+        """The fraction of the rate that a whole training step is taken to attain."""
+        return FRACTION_OF_MATMUL if self.measured else FRACTION_OF_PEAK
+
+    def seconds(self, work: Work, threads: int = 1) -> float:
+        """How long this device takes over a piece of work. Bandwidth is shared by the cores."""
+        if work.seconds is not None:
+            return work.seconds
+        rate = self.flop_per_second[work.precision] * (threads if self.cores else 1) * self.fraction
+        return max(work.flop / rate, work.bytes / self.bytes_per_second)
+
+
+def _sheet(name: str, fp32: float, bf16: float, bandwidth: float, *, cores: bool = False) -> Device:
+    rates = {"fp32": fp32, "bf16": bf16}
+    return Device(name=name, flop_per_second=rates, bytes_per_second=bandwidth, cores=cores)
+
+
+DEVICES: dict[str, Device] = {
+    # Makers' data sheets: dense rates without sparsity; fp32 without TF32. HBM or GDDR bandwidth.
+    "h200": _sheet("h200", 67e12, 989e12, 4.8e12),
+    "h100": _sheet("h100", 67e12, 989e12, 3.35e12),
+    "a100": _sheet("a100", 19.5e12, 312e12, 2.04e12),
+    "l40s": _sheet("l40s", 91.6e12, 362e12, 0.864e12),
+    "l4": _sheet("l4", 30.3e12, 121e12, 0.30e12),
+    "rtx4090": _sheet("rtx4090", 82.6e12, 165e12, 1.008e12),
+    "t4": _sheet("t4", 8.1e12, 8.1e12, 0.32e12),
+    # One core with AVX2 at 3 GHz: 2 FMA units x 8 lanes x 2. Without matrix units, bf16 is no faster.
+    "cpu": _sheet("cpu", 96e9, 96e9, 15e9, cores=True),
+}
+
+
+def find_device(name: str) -> Device:
+    """A device by name: as measured on this machine, else from the table. StepwellError lists those that are known."""
+    measured = calibrated()
+    if name in measured:
+        return measured[name]
+    if name not in DEVICES:
+        names = sorted({*DEVICES, *measured})
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        raise StepwellError(
+            f"unknown device `{name}`{hint}; devices: {', '.join(names)}",
+            "Name one of them, or run `stepwell calibrate` on the machine itself.",
+        )
+    return DEVICES[name]
+
+
+def calibrated() -> dict[str, Device]:
+    """The devices measured on this machine. A calibration file that is damaged raises StepwellError."""
+    path = home() / "calibration.json"
+    if not path.exists():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return {name: Device(**entry) for name, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise StepwellError(
+            f"not a calibration: {error}", "Delete the file, and run `stepwell calibrate`.", path=path
+        ) from None

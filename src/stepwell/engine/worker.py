@@ -1,0 +1,185 @@
+"""Runs one job of a run folder: in this process for the inline engine, as `python -m stepwell.engine.worker` else."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from stepwell import kinds
+from stepwell.engine.base import JobCall, Outcome
+from stepwell.errors import Interrupted, StepwellError
+from stepwell.plan import Job, Plan, jobs
+from stepwell.stage import Input, StageContext
+from stepwell.store import JobStore, RunFolder, is_disk_full
+
+PR_SET_PDEATHSIG = 1
+SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
+LONGEST_TRACEBACK = 20_000
+
+
+def prepare(threads: int) -> None:
+    """Make torch repeat itself: deterministic algorithms, a fixed number of threads. Imports torch.
+
+    Called for every stage whose module imports torch. A stage that imports torch only inside its function calls this
+    itself, before its first tensor.
+    """
+    # cuBLAS reads it when CUDA starts, which is after this; see torch.use_deterministic_algorithms.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.set_num_threads(threads)
+    # On CUDA some operations have no deterministic form: there it warns, on the CPU it is an error.
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def seed_of(plan_seed: int, job: Job) -> int:
+    """A job's seed in [0, 2^31), from the plan's seed, the stage's name and the axis `seed` only.
+
+    Arms under comparison thus share their random numbers, and adding an arm changes no other.
+    """
+    text = f"{plan_seed}/{job.stage}/{job.axes.get('seed', '')}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
+    """Run one job to its end, whichever it is; no exception of the stage passes through."""
+    try:
+        run = RunFolder(call.folder)
+        plan = run.read_plan()
+        among = {job.id: job for job in jobs(plan)}
+        job = among[call.job]
+        with run.job_lock(job.id):
+            store = JobStore(run, job, call.fingerprint)
+            try:
+                store.begin()
+                _run_stage(run, plan, among, job, store, call.threads, stop_asked)
+                store.finish()
+            finally:
+                store.close()
+        return Outcome(state="done")
+    except Interrupted as stop:
+        return Outcome(state="stopped", cause=stop.cause, way_out=stop.way_out)
+    except Exception as error:  # whatever a stage raises is its outcome
+        return _failure(call, error)
+
+
+def _run_stage(
+    run: RunFolder,
+    plan: Plan,
+    among: dict[str, Job],
+    job: Job,
+    store: JobStore,
+    threads: int,
+    stop_asked: Callable[[], bool],
+) -> None:
+    kind = kinds.kind(job.kind)
+    function = kinds.resolve(kind.run)
+    inputs: dict[str, tuple[Input, ...]] = {}
+    for need in job.needs:
+        given = Input(job=among[need], folder=run.artifacts(need), records_path=run.records(need))
+        inputs[given.job.stage] = (*inputs.get(given.job.stage, ()), given)
+    context = StageContext(
+        job=job,
+        folder=run.artifacts(job.id),
+        inputs=inputs,
+        threads=threads,
+        seed=seed_of(plan.seed, job),
+        asked_device=plan.device,
+        recorder=store,
+        stop_asked=stop_asked,
+    )
+    params: Any = kind.params.model_validate(dict(job.params))
+    with _deterministic(threads):
+        function(params, context)
+
+
+@contextlib.contextmanager
+def _deterministic(threads: int) -> Iterator[None]:
+    """`prepare` for the time of a stage whose module imports torch; the inline engine's process is left as it was."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    before = (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled())
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    prepare(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1], warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def _failure(call: JobCall, error: Exception) -> Outcome:
+    trace = "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:]
+    with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+        print(trace, file=sys.stderr, flush=True)
+    if is_disk_full(error):
+        cause = "no space is left on the disk"
+        way_out = f"Free space on the disk of {call.folder}, then run the same command again: it goes on from there."
+    elif isinstance(error, StepwellError):
+        cause, way_out = str(error).partition("\n  Way out: ")[0], error.way_out
+    else:
+        cause = f"{type(error).__name__}: {error}"
+        way_out = "Read its log, correct the cause, then run the same command again: what is done is kept."
+    return Outcome(state="failed", cause=cause, way_out=way_out, traceback=trace)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one job in this process and print its outcome, one line of JSON, on the standard output it was started with.
+
+    All that the stage prints goes to standard error, which the engine sends to the job's log.
+    """
+    parser = argparse.ArgumentParser(prog="python -m stepwell.engine.worker")
+    parser.add_argument("folder", type=Path, metavar="RUN")
+    parser.add_argument("job", metavar="JOB")
+    parser.add_argument("--fingerprint", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--parent", type=int, help="end when this process is gone")
+    given = parser.parse_args(arguments)
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    if given.parent is not None:
+        _die_with(given.parent)
+    answer = os.dup(1)
+    os.set_inheritable(answer, False)
+    os.dup2(2, 1)
+    folder = str(given.folder.absolute())
+    call = JobCall(folder=folder, job=given.job, fingerprint=given.fingerprint, threads=given.threads)
+    outcome = execute(call, asked.is_set)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os.write(answer, outcome.to_json().encode())
+    return 0 if outcome.state == "done" else 4
+
+
+def _die_with(parent: int) -> None:
+    """End this process when its parent ends: by the kernel on Linux, by looking each second elsewhere too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS_AT_PARENT)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""What a plan will cost before it runs: FLOP, hours on a named device, and a price.
+
+Arithmetic, not a promise. A stage whose kind gives no estimate stays unknown; it is never counted as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stepwell import kinds
+from stepwell.devices import Device, Work, find_device
+from stepwell.plan import Plan, jobs
+from stepwell.plan.check import params_of
+from stepwell.spec import Spec
+
+__all__ = ["Estimate", "StageEstimate", "Work", "estimate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageEstimate:
+    """What one stage costs on one device; None where its kind gives no estimate.
+
+    Args:
+        conditional: the stage runs only when a gate routes to it, and is not in the totals.
+    """
+
+    stage: str
+    kind: str
+    jobs: int
+    flop: float | None
+    tokens: int | None
+    hours: float | None
+    conditional: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a plan costs on one device.
+
+    Args:
+        flop, hours: sums over the stages with an estimate; None when there is none. On a CPU `hours` is time on the
+            wall with the plan's workers; a GPU is taken to be shared by them without gain.
+        price: hours x hourly price; None where the price is not known.
+        unknown: stages without an estimate, which the sums leave out.
+    """
+
+    device: Device
+    stages: tuple[StageEstimate, ...]
+    flop: float | None
+    hours: float | None
+    price: float | None
+    currency: str
+    unknown: tuple[str, ...]
+
+
+def estimate(plan: Plan, device: str | None = None, hourly_price: float | None = None) -> Estimate:
+    """The cost of a plan.
+
+    Args:
+        device: a name from the table or from the calibration; by default the plan's, `h100` standing for `cuda`.
+        hourly_price: of the device, in the plan's currency; by default the plan's.
+    """
+    where = find_device(device or {"cuda": "h100"}.get(plan.device, "cpu"))
+    at_once = plan.workers if where.cores else 1
+    stages, every_job = [], jobs(plan)
+    for stage in plan.stages:
+        mine = [job for job in every_job if job.stage == stage.name]
+        works = [_work(plan, stage.name, job.axes) for job in mine]
+        known = [work for work in works if work is not None]
+        complete = len(known) == len(works)
+        seconds = [where.seconds(work, plan.threads_per_job) for work in known]
+        stages.append(
+            StageEstimate(
+                stage=stage.name,
+                kind=stage.kind,
+                jobs=len(mine),
+                flop=sum(work.flop for work in known) if complete else None,
+                tokens=sum(work.tokens for work in known) if complete else None,
+                hours=_spread(seconds, at_once) / 3600 if complete else None,
+                conditional=stage.on is not None,
+            )
+        )
+    counted = [each for each in stages if not each.conditional]
+    hours = [each.hours for each in counted if each.hours is not None]
+    price = hourly_price if hourly_price is not None else plan.hourly_price
+    return Estimate(
+        device=where,
+        stages=tuple(stages),
+        flop=sum(each.flop for each in counted if each.flop is not None) if hours else None,
+        hours=sum(hours) if hours else None,
+        price=sum(hours) * price if hours and price is not None else None,
+        currency=plan.currency,
+        unknown=tuple(each.stage for each in counted if each.hours is None),
+    )
+
+
+def _spread(seconds: list[float], workers: int) -> float:
+    """Time on the wall when each free worker takes the next job."""
+    busy = [0.0] * workers
+    for job in seconds:
+        busy[busy.index(min(busy))] += job
+    return max(busy)
+
+
+def _work(plan: Plan, stage: str, axes: Mapping[str, Any]) -> Work | None:
+    reference = kinds.kind(plan.stage(stage).kind).estimate
+    if reference is None:
+        return None
+    return kinds.resolve(reference)(params_of(plan.stage(stage)), axes, _inputs(plan, stage))
+
+
+def _inputs(plan: Plan, stage: str) -> dict[str, Spec]:
+    """The parameters of every stage that this one needs, directly or not."""
+    found: dict[str, Spec] = {}
+    for need in plan.stage(stage).needs:
+        found |= {need: params_of(plan.stage(need))} | _inputs(plan, need)
+    return found

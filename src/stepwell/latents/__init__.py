@@ -1,0 +1,1 @@
+"""Latents: what stands where tokens would."""

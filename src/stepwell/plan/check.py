@@ -1,0 +1,220 @@
+"""The checks a plan passes before anything runs: names, cycles, axes, parameters, and what the gates ask of records."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from stepwell import kinds
+from stepwell.plan.models import Criterion, GateSpec, Plan, Selector, StageSpec
+from stepwell.plan.order import cycle, job_id, points, values, waits
+from stepwell.plan.problems import Problem, coerced, from_pydantic, listed, near, raise_for, unknown
+from stepwell.plan.source import Keys, Source
+from stepwell.spec import Spec, data_files
+
+AXIS_VALUE = re.compile(r"[A-Za-z0-9_+.-]+")
+
+
+def checked(plan: Plan, source: Source | None = None) -> Plan:
+    """The plan, found sound. Otherwise StepwellError with every problem, each with its place and what is allowed."""
+    import stepwell.studies  # noqa: F401 registers the shipped kinds
+
+    raw = plan.model_dump(mode="json")
+    for check in (_extensions, _names, _stages, _cycles, _kinds, _gates):
+        # Each check may rely on what the ones before it found sound.
+        raise_for(list(check(plan)), source, raw, f"plan {plan.study}")
+    return plan
+
+
+def params_of(stage: StageSpec) -> Spec:
+    """A stage's parameters as its kind's model, defaults filled in. Raises pydantic's ValidationError."""
+    return kinds.kind(stage.kind).params.model_validate(stage.params)
+
+
+def _extensions(plan: Plan) -> Iterator[Problem]:
+    for index, name in enumerate(plan.extensions):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            yield Problem(("extensions", index), f"module `{name}` cannot be imported: {error}")
+
+
+def _names(plan: Plan) -> Iterator[Problem]:
+    for what in ("stages", "gates"):
+        counts = Counter(item.name for item in getattr(plan, what))
+        for index, item in enumerate(getattr(plan, what)):
+            if counts[item.name] > 1:
+                yield Problem((what, index, "name"), f"`{item.name}` is the name of {counts[item.name]} {what}")
+    for index, stage in enumerate(plan.stages):
+        if stage.name in Plan.model_fields:
+            yield Problem(
+                ("stages", index, "name"), f"`{stage.name}` is a key of the plan; give the stage another name"
+            )
+
+
+def _stages(plan: Plan) -> Iterator[Problem]:
+    names = [stage.name for stage in plan.stages]
+    for index, stage in enumerate(plan.stages):
+        at: Keys = ("stages", index)
+        for position, need in enumerate(stage.needs):
+            if need not in names:
+                yield Problem((*at, "needs", position), unknown("stage", need, names))
+        given_axes = [(axis, given) for axis, given in stage.each.items() if isinstance(given, str)]
+        missing = [(axis, given) for axis, given in given_axes if given not in plan.axes]
+        for axis, given in missing:
+            text = f"{unknown('axis', given, plan.axes)} (a value is written as a list: [{given}])"
+            yield Problem((*at, "each", axis), text)
+        if not missing:
+            yield from _axis_values(plan, stage, at)
+
+
+def _axis_values(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:
+    for axis, given in values(plan, stage).items():
+        for value in given:
+            if not AXIS_VALUE.fullmatch(str(value)):
+                text = f"`{value}` cannot be part of a file name; allowed: letters, digits, _+.-"
+                yield Problem((*at, "each", axis), text)
+        if not given:
+            yield Problem((*at, "each", axis), "an axis without values makes no job")
+    ids = Counter(job_id(stage.name, point) for point in points(plan, stage))
+    for name, count in ids.items():
+        if count > 1:
+            yield Problem((*at, "each"), f"{count} jobs would be called `{name}`; values must differ")
+
+
+def _cycles(plan: Plan) -> Iterator[Problem]:
+    edges = {stage.name: list(stage.needs) for stage in plan.stages}
+    found = cycle(edges)
+    if found:
+        at = [stage.name for stage in plan.stages].index(found[0])
+        yield Problem(("stages", at, "needs"), f"cycle: {' needs '.join(found)}")
+        return
+    problems = [problem for index, gate in enumerate(plan.gates) for problem in _selectors(plan, gate, index)]
+    yield from problems
+    if problems:
+        return
+    # Each gate by itself first, so that a cycle is laid to the gate that closes it.
+    alone = [(index, (gate,)) for index, gate in enumerate(plan.gates)]
+    for index, gates in [*alone, (len(plan.gates) - 1, plan.gates)]:
+        found = cycle(waits(plan, gates))
+        if found:
+            path = " waits for ".join(job.partition(".")[0] for job in found)
+            yield Problem(("gates", index, "before"), f"cycle through a gate: {path}")
+            return
+
+
+def _selectors(plan: Plan, gate: GateSpec, index: int) -> Iterator[Problem]:
+    names = [stage.name for stage in plan.stages]
+    for side in ("after", "before"):
+        for position, selector in enumerate(getattr(gate, side)):
+            at: Keys = ("gates", index, side, position)
+            if selector.stage not in names:
+                yield Problem(at, unknown("stage", selector.stage, names))
+            else:
+                yield from _selector(plan, selector, at)
+
+
+def _selector(plan: Plan, selector: Selector, at: Keys) -> Iterator[Problem]:
+    axes = values(plan, plan.stage(selector.stage))
+    strange = [axis for axis in selector.where if axis not in axes]
+    for axis in strange:
+        yield Problem((*at, "where", axis), f"of stage {selector.stage}: {unknown('axis', axis, axes)}")
+    where = selector.where.items()
+    if not strange and any(not set(wanted) & set(axes[axis]) for axis, wanted in where):
+        for axis, wanted in where:
+            if not set(wanted) & set(axes[axis]):
+                text = (
+                    f"selects no job: {axis} of stage {selector.stage} is {listed(axes[axis])}, found {listed(wanted)}"
+                )
+                yield Problem((*at, "where", axis), text)
+
+
+def _kinds(plan: Plan) -> Iterator[Problem]:
+    for index, stage in enumerate(plan.stages):
+        at: Keys = ("stages", index)
+        if stage.kind not in kinds.known():
+            yield Problem((*at, "kind"), unknown("kind", stage.kind, kinds.known()))
+            continue
+        try:
+            params = params_of(stage)
+        except ValidationError as error:
+            yield from from_pydantic(error, kinds.kind(stage.kind).params, stage.params, (*at, "params"))
+            continue
+        yield from coerced(stage.params, params.model_dump(mode="json"), (*at, "params"))
+        for keys, path in data_files(params):
+            if not path.is_file():
+                yield Problem((*at, "params", *keys), f"no such file: {path}")
+        yield from _needs_match(plan, stage, at)
+
+
+def _needs_match(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:
+    mine = values(plan, stage)
+    for position, need in enumerate(stage.needs):
+        theirs = values(plan, plan.stage(need))
+        for axis in mine.keys() & theirs.keys():
+            lacking = [value for value in mine[axis] if value not in theirs[axis]]
+            if lacking:
+                text = f"stage {need} has no job with {axis} {listed(lacking)}; its {axis}: {listed(theirs[axis])}"
+                yield Problem((*at, "needs", position), text)
+
+
+def _gates(plan: Plan) -> Iterator[Problem]:
+    names = [stage.name for stage in plan.stages]
+    labels = ["next", "stop", *dict.fromkeys(stage.on for stage in plan.stages if stage.on)]
+    for index, gate in enumerate(plan.gates):
+        at: Keys = ("gates", index)
+        for decision, label in gate.routes.items():
+            if label not in labels:
+                yield Problem((*at, "routes", decision), unknown("route", label, labels))
+        for position, band in enumerate(gate.bands):
+            if band.route not in labels:
+                yield Problem((*at, "bands", position, "route"), unknown("route", band.route, labels))
+        for position, criterion in enumerate(gate.criteria):
+            here: Keys = (*at, "criteria", position)
+            if criterion.stage not in names:
+                yield Problem((*here, "stage"), unknown("stage", criterion.stage, names))
+            elif criterion.stage not in {selector.stage for selector in gate.after}:
+                after = listed(selector.stage for selector in gate.after)
+                yield Problem((*here, "stage"), f"`{criterion.stage}` is not in the gate's `after` ({after})")
+            else:
+                yield from _criterion(plan, criterion, here)
+
+
+def _criterion(plan: Plan, criterion: Criterion, at: Keys) -> Iterator[Problem]:
+    stage = plan.stage(criterion.stage)
+    yields = kinds.kind(stage.kind).yields
+    axes = values(plan, stage)
+    wanted = criterion.where.get("kind", tuple(yields))
+    wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+    for record in wanted:
+        if record not in yields:
+            yield Problem((*at, "where", "kind"), unknown("record kind", record, yields))
+            return
+    holding = {record: yields[record] for record in map(str, wanted) if criterion.metric in yields[record]}
+    if not holding:
+        fields = sorted(set().union(*(yields[str(record)] for record in wanted)) if wanted else ())
+        text = f"stage {stage.name} ({stage.kind}) yields no record with `{criterion.metric}`"
+        yield Problem((*at, "metric"), f"{text}; fields: {listed(fields)}{near(criterion.metric, fields)}")
+        return
+    fields = sorted({"kind"} | set(axes) | set().union(*holding.values()))
+    asked: list[tuple[str, Any]] = [
+        *((key, ("where", key)) for key in criterion.where),
+        *((key, ("at_most", key)) for key in criterion.at_most),
+        *((key, ("minus", key)) for key in criterion.minus or ()),
+        *([(criterion.per, ("per",))] if criterion.per else []),
+    ]
+    for key, keys in asked:
+        if key not in fields:
+            text = f"records of {listed(holding)} have no field `{key}`; fields: {listed(fields)}{near(key, fields)}"
+            yield Problem((*at, *keys), text)
+    for part in ("where", "minus"):
+        for key, given in (getattr(criterion, part) or {}).items():
+            options = given if isinstance(given, tuple) else (given,)
+            if key in axes and not set(options) & set(axes[key]):
+                text = f"stage {stage.name} has no job with {key} {listed(options)}; its {key}: {listed(axes[key])}"
+                yield Problem((*at, part, key), text)

@@ -1,0 +1,201 @@
+"""A study as data: stages, gates and axes. Frozen objects, the same whether read from YAML or written in Python."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stepwell.spec import Scalar, Scalars, Spec
+
+Decision = Literal["go", "no-go", "inconclusive"]
+ROUTES: dict[Decision, str] = {"go": "next", "no-go": "stop", "inconclusive": "next"}
+NAME = r"^[a-z][a-z0-9_-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Selector(Spec):
+    """Jobs of one stage, filtered on its axes: a job is meant when each named axis has one of the values.
+
+    In YAML a plain string is short for all jobs of the stage of that name.
+    """
+
+    stage: str
+    where: dict[str, Scalars] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"stage": value} if isinstance(value, str) else value
+
+
+class Criterion(Spec):
+    """One question to the records, and the threshold that answers it.
+
+    Args:
+        metric: the field of the records that is judged.
+        stage: the stage whose records are read.
+        where: equality with a scalar, or membership in a tuple, of record fields (`kind` included).
+        at_most: record field <= value, e.g. {"epoch": 10}.
+        pick: of records that share everything but `step` and what is measured: all, the last, or the best.
+        statistic: `mean` estimates with an interval; `every` asks whether all matching records are true (a fact).
+        minus: paired difference with the records in which these fields are replaced, joined on `id` (and seed).
+        per: decide separately for each value of this field, e.g. seed.
+        need: with `per`: how many of them must say go; all where it is not given.
+        comparison: metric, comparison, threshold read as one sentence.
+        threshold: in the metric's unit; with `minus`, in units of the difference.
+        confidence: of the interval, in (0, 1).
+        smallest_n: below it the criterion is inconclusive.
+        mode: `interval` decides from the interval; `point` from the value alone, and the report says so.
+        looks: `repeated` uses a confidence sequence, valid however often one looks.
+    """
+
+    metric: str
+    stage: str
+    where: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    at_most: dict[str, float] = Field(default_factory=dict)
+    pick: Literal["all", "last", "best"] = "all"
+    statistic: Literal["mean", "every"] = "mean"
+    minus: dict[str, Scalar] | None = None
+    per: str | None = None
+    need: int | None = Field(default=None, ge=1)
+    comparison: Literal[">=", ">", "<=", "<"]
+    threshold: float
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    smallest_n: int = Field(default=1, ge=1)
+    mode: Literal["interval", "point"] = "interval"
+    looks: Literal["once", "repeated"] = "once"
+
+    @model_validator(mode="after")
+    def _need_goes_with_per(self) -> Self:
+        if self.need is not None and self.per is None:
+            raise ValueError("`need` counts the values of `per`, which is missing")
+        return self
+
+
+class Band(Spec):
+    """A stretch [low, high] of the metric and the route taken when the interval lies in it."""
+
+    low: float
+    high: float
+    route: str
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        return self
+
+
+class GateSpec(Spec):
+    """A decision between stages. Frozen and hashed before the run.
+
+    Args:
+        asks: the question in one sentence, for the report.
+        after: the jobs whose records must be there before the gate decides.
+        before: the jobs that wait for it; if empty, every stage that needs a stage of `after`.
+        combine: `all` or `any` of the criteria, Holm-adjusted.
+        bands: instead of a threshold, stretches that route; then there is exactly one criterion.
+        routes: where each decision leads: `next`, `stop`, or the `on` label of a stage.
+    """
+
+    name: Name
+    asks: str
+    after: tuple[Selector, ...] = Field(min_length=1)
+    before: tuple[Selector, ...] = ()
+    combine: Literal["all", "any"] = "all"
+    criteria: tuple[Criterion, ...] = Field(min_length=1)
+    bands: tuple[Band, ...] = ()
+    routes: dict[Decision, str] = Field(default_factory=lambda: dict(ROUTES))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_routes(cls, value: Any) -> Any:
+        """A gate that names one route keeps the usual ones for the other decisions."""
+        if isinstance(value, dict) and isinstance(value.get("routes", {}), dict):
+            return {
+                **value,
+                "routes": {"go": "next", "no-go": "stop", "inconclusive": "next"} | value.get("routes", {}),
+            }
+        return value
+
+    @model_validator(mode="after")
+    def _bands_apart(self) -> Self:
+        if self.bands and len(self.criteria) != 1:
+            raise ValueError(f"bands go with exactly one criterion, found {len(self.criteria)}")
+        ordered = sorted(self.bands, key=lambda band: band.low)
+        for lower, upper in pairwise(ordered):
+            if lower.high > upper.low:
+                raise ValueError(
+                    f"bands overlap: [{lower.low:g}, {lower.high:g}] -> {lower.route} and "
+                    f"[{upper.low:g}, {upper.high:g}] -> {upper.route}"
+                )
+        return self
+
+    def routes_to(self) -> frozenset[str]:
+        """Every label this gate may route to."""
+        return frozenset(self.routes.values()) | {band.route for band in self.bands}
+
+
+class StageSpec(Spec):
+    """One stage: a kind, its parameters, and the axes over which it becomes several jobs.
+
+    Args:
+        needs: stages that must be done before; matched on shared axes.
+        each: axis -> values, or the name of an axis of the plan.
+        on: the stage runs only when a gate routes to this label.
+        params: parameters of the kind, validated against its model when the plan is loaded.
+    """
+
+    name: Name
+    kind: str
+    needs: tuple[str, ...] = ()
+    each: dict[Name, str | tuple[Scalar, ...]] = Field(default_factory=dict)
+    on: str | None = None
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Plan(Spec):
+    """A whole study at one rung.
+
+    Args:
+        seed: of the whole study; each job's own seed is derived from it.
+        axes: named lists of values that stages may expand over.
+        engine: where jobs run: in this process, or each in its own.
+        workers: jobs at a time.
+        threads_per_job: CPU threads each job may use; part of a job's identity, for sums depend on it.
+        hourly_price: price of one hour of the device, in `currency`; None where unknown.
+        device: `auto`, `cpu`, `cuda`, `mps`.
+        extensions: modules of your own that register stage kinds when imported, here and in each worker.
+    """
+
+    study: Name
+    title: str
+    question: str
+    rung: str = "base"
+    seed: int = Field(default=0, ge=0)
+    axes: dict[Name, Scalars] = Field(default_factory=dict)
+    engine: Literal["inline", "process"] = "inline"
+    workers: int = Field(default=1, ge=1)
+    threads_per_job: int = Field(default=1, ge=1)
+    stages: tuple[StageSpec, ...] = Field(min_length=1)
+    gates: tuple[GateSpec, ...] = ()
+    hourly_price: float | None = Field(default=None, ge=0)
+    currency: str = "USD"
+    device: str = "auto"
+    extensions: tuple[str, ...] = ()
+
+    def stage(self, name: str) -> StageSpec:
+        """The stage of this name; KeyError when there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def gate(self, name: str) -> GateSpec:
+        """The gate of this name; KeyError when there is none."""
+        for gate in self.gates:
+            if gate.name == name:
+                return gate
+        raise KeyError(name)

@@ -1,0 +1,105 @@
+"""Dotted overrides: which key of the plan's data `train.lr` or `gates.early.threshold` means, and setting it there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stepwell.errors import StepwellError
+from stepwell.plan.models import Criterion, GateSpec, Plan, StageSpec
+from stepwell.plan.problems import listed, near, shown
+from stepwell.plan.source import Keys, Place, Source, dotted
+
+STAGE_KEYS = frozenset(StageSpec.model_fields) - {"name", "params"}
+PLAN_KEYS = tuple(key for key in Plan.model_fields if key not in ("rung", "stages", "gates", "axes"))
+
+
+def apply(source: Source, key: str, value: Source, place: Place) -> None:
+    """Set one dotted key of the plan's data, and remember that `place` set it.
+
+    Raises StepwellError when the key names no stage, gate, axis or field, or leads through a value that has no keys.
+    """
+    keys = _resolve(source.data, key, place)
+    here = source.data
+    for depth, part in enumerate(keys[:-1]):
+        here = _step(here, part, key, keys[: depth + 1], place)
+    last = keys[-1]
+    if isinstance(here, list):
+        if not isinstance(last, int) or last >= len(here):
+            raise _unusable(key, keys[:-1], here, place)
+        here[last] = value.data
+    elif isinstance(here, dict):
+        here[str(last)] = value.data
+    else:
+        raise _unusable(key, keys[:-1], here, place)
+    for old in [old for old in source.places if old[: len(keys)] == keys]:
+        del source.places[old]
+    source.places.update({keys + inner: at for inner, at in value.places.items()})
+    source.places[keys] = place
+
+
+def _step(here: Any, part: str | int, key: str, keys: Keys, place: Place) -> Any:
+    if isinstance(here, list) and isinstance(part, int) and part < len(here):
+        return here[part]
+    if isinstance(here, dict):
+        if here.get(str(part)) is None:
+            here[str(part)] = {}
+        return here[str(part)]
+    raise _unusable(key, keys[:-1], here, place)
+
+
+def _resolve(data: dict[str, Any], key: str, place: Place) -> Keys:
+    """The path of keys through the data that a dotted key means."""
+    first, *rest = (int(part) if part.isdecimal() else part for part in key.split("."))
+    stages, gates = _by_name(data, "stages"), _by_name(data, "gates")
+    if first == "gates":
+        return _gate_key(data, key, rest, gates, place)
+    if first == "axes" and rest:
+        return ("axes", *rest)
+    if first in stages:
+        if rest and rest[0] in STAGE_KEYS:
+            return ("stages", stages[str(first)], *rest)
+        if rest:
+            return ("stages", stages[str(first)], "params", *rest)
+        raise _unknown(f"{key} is a stage; say which of its parameters: {key}.PARAMETER", place)
+    if first in PLAN_KEYS and not rest:
+        return (first,)
+    allowed = [*(f"{name}.…" for name in stages), "gates.…", "axes.…", *PLAN_KEYS]
+    candidates = [*stages, "gates", "axes", *PLAN_KEYS]
+    raise _unknown(f"unknown key `{key}`; allowed: {listed(allowed)}{near(first, candidates)}", place)
+
+
+def _gate_key(data: dict[str, Any], key: str, rest: list[Any], gates: dict[str, int], place: Place) -> Keys:
+    if not rest or rest[0] not in gates:
+        found = rest[0] if rest else ""
+        raise _unknown(f"unknown gate `{found}`; gates: {listed(gates)}{near(found, gates)}", place)
+    index = gates[rest[0]]
+    if len(rest) == 1:
+        raise _unknown(f"{key} is a gate; say which of its fields: {key}.threshold", place)
+    if rest[1] in GateSpec.model_fields:
+        return ("gates", index, *rest[1:])
+    if rest[1] in Criterion.model_fields:
+        criteria = data["gates"][index].get("criteria")
+        if isinstance(criteria, list) and len(criteria) == 1:
+            return ("gates", index, "criteria", 0, *rest[1:])
+        count = len(criteria) if isinstance(criteria, list) else 0
+        raise _unknown(f"gate {rest[0]} has {count} criteria; say which: gates.{rest[0]}.criteria.0.{rest[1]}", place)
+    allowed = [*GateSpec.model_fields, *Criterion.model_fields]
+    raise _unknown(f"unknown key `{key}`; allowed: {listed(allowed)}{near(rest[1], allowed)}", place)
+
+
+def _by_name(data: dict[str, Any], what: str) -> dict[str, int]:
+    items = data.get(what)
+    if not isinstance(items, list):
+        return {}
+    return {str(item["name"]): index for index, item in enumerate(items) if isinstance(item, dict) and "name" in item}
+
+
+def _unknown(cause: str, place: Place) -> StepwellError:
+    way_out = "Dotted keys are STAGE.PARAMETER, gates.GATE.FIELD, axes.AXIS or a plan field."
+    return StepwellError(cause, way_out, path=str(place))
+
+
+def _unusable(key: str, keys: Keys, here: Any, place: Place) -> StepwellError:
+    return StepwellError(
+        f"`{key}` leads through {dotted(keys)}, which holds {shown(here)}", "Set that key as a whole.", path=str(place)
+    )

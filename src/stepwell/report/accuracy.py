@@ -1,0 +1,245 @@
+"""What the arms answered: per test set and hops, beside the shortcut rules; and on families never trained on.
+
+Everything is computed from `item`, `shortcut` and `dataset` records. Accuracy is in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stepwell.report.cells import Cell, Chart, Column, Row, Section, Series, Table, dash, number, plural
+from stepwell.report.folder import Record, RunData
+from stepwell.report.measures import (
+    common_count,
+    counted,
+    grouped,
+    headed,
+    mean,
+    other_count,
+    own_count,
+    point,
+    share,
+    share_cell,
+)
+
+OUT_OF_DISTRIBUTION = frozenset({"7hop", "8hop", "dag", "dense", "no-shortcut"})
+CHANCE = 50.0
+
+
+def accuracy_section(folder: RunData) -> Section:
+    """Accuracy per arm, test set and hops, free decoding and forced choice, beside the shortcut rules."""
+    clean = _clean(folder)
+    sets = [name for name in _sets(clean) if family_of(folder, name) not in OUT_OF_DISTRIBUTION]
+    tables = tuple(_set_table(folder, name, way, _of_set(clean, name)) for name in sets for way in WAYS)
+    return Section(
+        key="accuracy",
+        title="Accuracy",
+        lines=(
+            "Free decoding counts an answer that the model wrote itself; forced choice, which of the two options it "
+            "finds more probable. Below the arms stand rules that answer without reasoning; what they do is told under "
+            "Data and audits.",
+        )
+        if tables
+        else (),
+        charts=tuple(_set_chart(folder, name, _of_set(clean, name)) for name in sets),
+        tables=tables,
+        missing="" if tables else "No evaluated items: no evaluation has finished.",
+    )
+
+
+def outside_section(folder: RunData) -> Section:
+    """Accuracy on the families that training never drew from."""
+    clean = _clean(folder)
+    sets = [name for name in _sets(clean) if family_of(folder, name) in OUT_OF_DISTRIBUTION]
+    missing = "" if sets else "No set of another family was evaluated in this run."
+    tables: tuple[Table, ...] = ()
+    if sets:
+        tables = tuple(_families_table(folder, way, sets, clean) for way in WAYS)
+    return Section(key="outside", title="Out of distribution", tables=tables, missing=missing)
+
+
+def examples_section(folder: RunData) -> Section:
+    """The first wrong answers of each arm, as the model wrote them."""
+    clean = _clean(folder)
+    rows = []
+    for arm in folder.arms():
+        wrong = [r for r in clean if str(r.get("arm")) == arm and r.get("correct") is not None and not r["correct"]]
+        for record in wrong[:2]:
+            rows.append(
+                Row(
+                    cells=(
+                        Cell(text=arm, code=True),
+                        Cell(text=str(record.get("set", ""))),
+                        Cell(text=str(record.get("id", "")), code=True),
+                        number(record.get("hops"), why="hops not recorded"),
+                        Cell(text=_clipped(record.get("prediction")), code=True),
+                        Cell(text=_clipped(record.get("answer")), code=True),
+                    ),
+                    group=arm,
+                )
+            )
+    columns = (
+        Column(name="arm"),
+        Column(name="set"),
+        Column(name="item"),
+        Column(name="hops", numeric=True),
+        Column(name="written"),
+        Column(name="right answer"),
+    )
+    table = Table(title="The first two wrong answers of each arm", columns=columns, rows=tuple(rows))
+    return Section(
+        key="examples",
+        title="Wrong answers, as written",
+        tables=(table,) if rows else (),
+        missing="" if rows else ("Every evaluated answer is right." if clean else "No evaluated items."),
+    )
+
+
+def family_of(folder: RunData, name: str) -> str:
+    """The family a data set was drawn from; "" where no `dataset` record names it."""
+    return next((str(r.get("family") or "") for r in folder.of_kind("dataset") if str(r.get("set")) == name), "")
+
+
+def _clean(folder: RunData) -> list[Record]:
+    return [record for record in folder.of_kind("item") if record.get("condition", "clean") == "clean"]
+
+
+def _sets(items: Sequence[Record]) -> list[str]:
+    return list(dict.fromkeys(str(record.get("set")) for record in items))
+
+
+def _of_set(items: Sequence[Record], name: str) -> list[Record]:
+    return [record for record in items if str(record.get("set")) == name]
+
+
+def _set_table(folder: RunData, name: str, way: Way, items: Sequence[Record]) -> Table:
+    """One way of answering, over all hops and per hop count: arms first, then the rules."""
+    hops = sorted({record["hops"] for record in items if record.get("hops") is not None})
+    by = grouped(items, lambda r: (str(r.get("arm")), r.get("hops")))
+    by_arm = grouped(items, lambda r: (str(r.get("arm")), None))
+    groups = {**by, **by_arm}
+    counts = {hop: common_count([group for key, group in groups.items() if key[1] == hop]) for hop in [None, *hops]}
+    rows = []
+    for arm in folder.arms():
+        cells = [Cell(text=arm, code=True)]
+        for hop, count in counts.items():
+            chosen = groups.get((arm, hop), [])
+            why = f"no {way.title.lower()} recorded" if chosen else "not evaluated on this set"
+            cells.append(share_cell(share(chosen, way.field), why, count=own_count(chosen, count)))
+        cells.append(way.extra(groups.get((arm, None), [])))
+        rows.append(Row(cells=tuple(cells), group="arms"))
+    columns = [Column(name="arm")]
+    for hop, count in counts.items():
+        columns.append(Column(name="all" if hop is None else plural(int(hop), "hop"), note=headed(count), numeric=True))
+    columns.append(Column(name=way.extra_name, note=way.extra_unit, numeric=True))
+    rows += _rule_rows(folder, name, len(columns), counts[None])
+    return Table(title=f"Set {name}: {way.title.lower()}, accuracy in %", columns=tuple(columns), rows=tuple(rows))
+
+
+def _rule_rows(folder: RunData, name: str, width: int, common: str) -> list[Row]:
+    """The shortcut rules of a set, counted over all its items."""
+    rows = []
+    for record in folder.of_kind("shortcut"):
+        if str(record.get("set")) == name and record.get("n"):
+            estimate = counted(float(record["correct"]), int(record["n"]))
+            cells = [Cell(text=str(record.get("rule"))), share_cell(estimate, "", count=other_count(record, common))]
+            cells += [dash("rules are counted over all hops only") for _ in range(width - 3)]
+            rows.append(Row(cells=(*cells, dash("a rule has none")), group="rules"))
+    return rows
+
+
+def _valid_chain(records: Sequence[Record]) -> Cell:
+    return share_cell(share(records, "chain_valid"), "this arm writes no chain")
+
+
+def _margin(records: Sequence[Record]) -> Cell:
+    estimate = mean(records, "margin")
+    if estimate is None or estimate.value is None:
+        return dash("no margin recorded")
+    known = estimate.low is not None and estimate.high is not None
+    return Cell(text=f"{estimate.value:.2f}", interval=f"{estimate.low:.2f} to {estimate.high:.2f}" if known else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A way of answering: the field that says whether it was right, and the number that goes with it."""
+
+    title: str
+    field: str
+    extra_name: str
+    extra_unit: str
+    extra: Callable[[Sequence[Record]], Cell]
+
+
+WAYS = (
+    Way(title="Free decoding", field="correct", extra_name="valid chain", extra_unit="%", extra=_valid_chain),
+    Way(title="Forced choice", field="forced_correct", extra_name="margin", extra_unit="nats", extra=_margin),
+)
+
+
+def _set_chart(folder: RunData, name: str, items: Sequence[Record]) -> Chart:
+    """One line an arm, free decoding and forced choice; the rules below. The tables beside it hold the same numbers."""
+    by_arm = grouped(items, lambda r: str(r.get("arm")))
+    series: list[Series] = []
+    for arm in folder.arms():
+        for way in WAYS:
+            estimate = share(by_arm.get(arm, []), way.field)
+            if estimate is not None and estimate.value is not None:
+                series.append(point(arm, arm, estimate, filled=way is WAYS[0]))
+    for record in folder.of_kind("shortcut"):
+        if str(record.get("set")) == name and record.get("n"):
+            estimate = counted(float(record["correct"]), int(record["n"]))
+            series.append(point(str(record.get("rule")), "", estimate))
+    return Chart(
+        key=f"accuracy-{name}",
+        title=f"Set {name}",
+        form="intervals",
+        x_title="accuracy, %",
+        series=tuple(series),
+        rules=((CHANCE, "chance"),),
+        note="Filled: free decoding. Open: forced choice. Grey: rules without reasoning. Bars: 95% intervals.",
+    )
+
+
+def _families_table(folder: RunData, way: Way, sets: Sequence[str], clean: Sequence[Record]) -> Table:
+    by = grouped(clean, lambda r: (str(r.get("arm")), str(r.get("set"))))
+    counts = {name: common_count([group for key, group in by.items() if key[1] == name]) for name in sets}
+    rows = []
+    for arm in folder.arms():
+        cells = [Cell(text=arm, code=True)]
+        for name in sets:
+            records = by.get((arm, name), [])
+            why = "not evaluated on this set"
+            cells.append(share_cell(share(records, way.field), why, count=own_count(records, counts[name])))
+        rows.append(Row(cells=tuple(cells), group="arms"))
+    rows += _rules_by_set(folder, counts)
+    columns = (Column(name="arm"), *(Column(name=name, note=headed(counts[name]), numeric=True) for name in sets))
+    return Table(title=f"{way.title}, accuracy in %", columns=columns, rows=tuple(rows))
+
+
+def _rules_by_set(folder: RunData, counts: Mapping[str, str]) -> list[Row]:
+    found = {(str(r.get("rule")), str(r.get("set"))): r for r in folder.of_kind("shortcut") if r.get("n")}
+    rows = []
+    for rule in dict.fromkeys(rule for rule, name in found if name in counts):
+        cells = [Cell(text=rule)]
+        for name, common in counts.items():
+            record = found.get((rule, name))
+            estimate = counted(float(record["correct"]), int(record["n"])) if record else None
+            count = other_count(record, common) if record else ""
+            cells.append(share_cell(estimate, "not counted on this set", count=count))
+        rows.append(Row(cells=tuple(cells), group="rules"))
+    return rows
+
+
+def _clipped(text: object, limit: int = 120) -> str:
+    """Long output of a model is cut, and the cut is shown."""
+    shown = " ".join(str("" if text is None else text).split())
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def first_set(folder: RunData) -> str:
+    """The set that a table with room for one set shows: the first evaluated one that is not of another family."""
+    names = _sets(_clean(folder))
+    inside = [name for name in names if family_of(folder, name) not in OUT_OF_DISTRIBUTION]
+    return next(iter([*inside, *names]), "")

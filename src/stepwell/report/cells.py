@@ -1,0 +1,180 @@
+"""The vocabulary between view and drawing: cells, tables, series, charts, sections. Text and numbers only, no HTML.
+
+Undefined is never zero: a cell without a value shows a dash and must say why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tone = Literal["", "go", "no-go", "inconclusive", "muted", "alert"]
+DASH = "\u2013"
+TO = "\u2013"
+TIMES = "\u00d7"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One entry of a table.
+
+    Args:
+        text: what is shown.
+        interval: the interval around it, already formatted.
+        count: its n, already formatted, where it is not in the column's head.
+        why: the reason for a dash, or a longer explanation.
+        tone: a colour that repeats what the words say, and never replaces them.
+        code: set in the typewriter face.
+        rows: lines of the table that it spans; the lines below then lack a cell for this column.
+    """
+
+    text: str
+    interval: str = ""
+    count: str = ""
+    why: str = ""
+    tone: Tone = ""
+    code: bool = False
+    rows: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The head of a column: its name, and a note such as unit or n."""
+
+    name: str
+    note: str = ""
+    numeric: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Cells of one line; a rule is drawn between lines of different groups."""
+
+    cells: tuple[Cell, ...]
+    group: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with its caption, and the sentence to show where it would be empty."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+    missing: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line, or one point with its interval.
+
+    Args:
+        label: what the axis or the hover says.
+        arm: decides the colour; "" for what is no arm (rules).
+        seed: decides the stroke of a line.
+        x: positions: steps of a line, or the value of a point in percent.
+        y: values of a line; None where undefined, which breaks it. Unused by points.
+        low, high: interval ends of points.
+        filled: whether a point is solid or hollow.
+        marks: (x, text): where something began on this line, such as a curriculum stage.
+        hover: one text a point.
+    """
+
+    label: str
+    arm: str
+    x: tuple[float, ...]
+    y: tuple[float | None, ...] = ()
+    seed: str = ""
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    filled: bool = True
+    marks: tuple[tuple[float, str], ...] = ()
+    hover: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A figure.
+
+    Args:
+        form: "lines" over steps, or "intervals" (points with intervals, one line a label).
+        rules: (value, text): fixed reference values, such as chance.
+        table: the same numbers, for readers without a chart; None where the tables of its section hold them.
+        group: charts of one group stand side by side under this heading.
+        low, high: ends of the y axis of lines, so that small charts side by side share it.
+        right: last step shown, for the same reason.
+        log: whether that axis is logarithmic.
+    """
+
+    key: str
+    title: str
+    form: Literal["lines", "intervals"]
+    x_title: str
+    series: tuple[Series, ...]
+    y_title: str = ""
+    table: Table | None = None
+    rules: tuple[tuple[float, str], ...] = ()
+    note: str = ""
+    group: str = ""
+    low: float | None = None
+    high: float | None = None
+    right: float | None = None
+    log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A titled part of the report. `lines` are paragraphs; `missing` says why there is nothing to show."""
+
+    key: str
+    title: str
+    lines: tuple[str, ...] = ()
+    charts: tuple[Chart, ...] = ()
+    tables: tuple[Table, ...] = ()
+    missing: str = ""
+
+
+def dash(why: str) -> Cell:
+    """An undefined value, with its reason."""
+    return Cell(text=DASH, why=why, tone="muted")
+
+
+def number(value: Any, *, why: str = "not recorded", digits: int = 3) -> Cell:
+    """A plain number: integers with thousands marked, others to `digits` significant digits, undefined as a dash."""
+    if value is None or isinstance(value, str):
+        return dash(why) if value is None else Cell(text=value)
+    if isinstance(value, bool):
+        return Cell(text="yes" if value else "no")
+    return Cell(text=digits_of(value, digits)) if math.isfinite(value) else dash("not finite")
+
+
+def digits_of(value: float, digits: int = 3) -> str:
+    """A number as printed: 17,886; 0.954; 2.1e-05."""
+    if not math.isfinite(value):
+        return "not finite"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    if abs(value) >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    if abs(value) < 1e-4:
+        return f"{value:.{digits}g}"
+    return f"{value:.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+
+
+def percent(value: float) -> str:
+    """A share of one as a percentage with one decimal, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def plural(count: int, one: str, many: str = "") -> str:
+    """`1 gate`, `2 gates`."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def joined(parts: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *head, last = list(parts) or [""]
+    return f"{', '.join(head)} and {last}" if head else last

@@ -1,0 +1,69 @@
+"""A run folder as a report without a layout: sections of plain tables and series, verdicts first. Pure; no HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwell.report.account import data_section, environment_section, overrides_section
+from stepwell.report.accuracy import accuracy_section, examples_section, outside_section
+from stepwell.report.cells import Section
+from stepwell.report.curves import alerts_section, curves_section, seeds_section
+from stepwell.report.folder import RunData, read_folder
+from stepwell.report.interventions import interventions_section
+from stepwell.report.progress import cost_section, jobs_section, missing_section
+from stepwell.report.verdicts import Headline, VerdictRow, headline, verdict_rows, verdict_section
+
+__all__ = ["Headline", "Report", "VerdictRow", "headline", "verdict_rows", "view"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything on the page.
+
+    Args:
+        title, study, rung, question: as the plan says.
+        headline: the answer, from verdicts only.
+        arms: in the plan's order; the drawing gives each its colour.
+        sections: in reading order.
+    """
+
+    title: str
+    study: str
+    rung: str
+    question: str
+    headline: Headline
+    arms: tuple[str, ...]
+    sections: tuple[Section, ...]
+
+
+def view(folder: RunData | Path | str) -> Report:
+    """What the report of a run shows. Raises StepwellError where the folder is no run folder."""
+    data = folder if isinstance(folder, RunData) else read_folder(folder)
+    missing = missing_section(data)
+    sections = (
+        verdict_section(data),
+        *((missing,) if missing else ()),
+        accuracy_section(data),
+        interventions_section(data),
+        outside_section(data),
+        curves_section(data),
+        seeds_section(data),
+        alerts_section(data),
+        examples_section(data),
+        data_section(data),
+        overrides_section(data),
+        cost_section(data),
+        environment_section(data),
+        jobs_section(data),
+    )
+    plan = data.plan
+    return Report(
+        title=str(plan.get("title") or data.path.name),
+        study=str(plan.get("study") or ""),
+        rung=str(plan.get("rung") or ""),
+        question=str(plan.get("question") or ""),
+        headline=headline(data),
+        arms=data.arms(),
+        sections=sections,
+    )

@@ -1,0 +1,103 @@
+"""What a run is doing, read from its folder alone: the rows of the live table."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from stepwell.errors import StepwellError
+from stepwell.plan import jobs
+from stepwell.runner.schedule import JobState
+from stepwell.store import RunFolder, is_held, read_events
+
+ENDS: dict[str, JobState] = {
+    "job-done": "done",
+    "job-failed": "failed",
+    "job-stopped": "stopped",
+    "job-skipped": "skipped",
+    "job-blocked": "blocked",
+}
+FRAME = frozenset({"time", "event", "job", "done", "total", "seconds", "attempt"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStatus:
+    """One row.
+
+    Args:
+        done: steps done of `total`, where the stage tells.
+        seconds: since the job began, or that it took; None where it has not run.
+        fields: the stage's last words on its progress, e.g. loss and accuracy.
+        message: why it failed, was skipped or was run again; empty otherwise.
+    """
+
+    job: str
+    stage: str
+    axes: Mapping[str, Any]
+    state: JobState
+    done: int | None = None
+    total: int | None = None
+    seconds: float | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    message: str = ""
+
+
+def status(folder: Path | str) -> list[JobStatus]:
+    """One row for each job of the plan in the folder, in its order; nothing is changed or verified.
+
+    Raises StepwellError where there is no plan.
+    """
+    run = RunFolder(folder)
+    if not run.plan_path.exists():
+        raise StepwellError("no run lies here", "Name a folder that `stepwell run` has written.", path=run.path)
+    rows = {
+        job.id: JobStatus(job=job.id, stage=job.stage, axes=dict(job.axes), state="waiting")
+        for job in jobs(run.read_plan())
+    }
+    began: dict[str, datetime.datetime] = {}
+    for event in read_events(run.events_path):
+        if event["event"] == "run-started":
+            rows = {name: row if row.state == "done" else _anew(row) for name, row in rows.items()}
+        elif event.get("job") in rows:
+            name = event["job"]
+            if event["event"] == "job-started":
+                began[name] = datetime.datetime.fromisoformat(event["time"])
+            rows[name] = _follow(rows[name], event)
+    alive = is_held(run.path / "lock")
+    return [_as_found(run, row, began.get(name), alive) for name, row in rows.items()]
+
+
+def _anew(row: JobStatus) -> JobStatus:
+    return JobStatus(job=row.job, stage=row.stage, axes=row.axes, state="waiting")
+
+
+def _follow(row: JobStatus, event: Mapping[str, Any]) -> JobStatus:
+    kind = event["event"]
+    if kind == "job-started":
+        return replace(_anew(row), state="running", message=event.get("reason", ""))
+    if kind == "job-retired":
+        return _anew(row)
+    if kind == "progress":
+        fields = {key: value for key, value in event.items() if key not in FRAME}
+        return replace(row, done=event["done"], total=event["total"], seconds=event["seconds"], fields=fields)
+    if kind in ENDS:
+        message = event.get("cause") or event.get("reason") or ""
+        return replace(row, state=ENDS[kind], seconds=event.get("seconds", row.seconds), message=message)
+    return row
+
+
+def _as_found(run: RunFolder, row: JobStatus, began: datetime.datetime | None, alive: bool) -> JobStatus:
+    """The row once the folder itself is asked: a killed run wrote no last word, and a marker says done."""
+    if row.state != "running":
+        gone = row.state == "done" and not run.marker_path(row.job).exists()
+        return replace(row, state="waiting", message="its done marker is missing") if gone else row
+    if not alive:
+        finished = run.marker_path(row.job).exists()
+        return replace(row, state="done" if finished else "stopped", message="" if finished else "the run was killed")
+    if began is not None:
+        seconds = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
+        return replace(row, seconds=round(max(0.0, seconds), 3))
+    return row

@@ -1,0 +1,10 @@
+"""The shipped studies: importing this registers their stage kinds, and nothing heavy."""
+
+from __future__ import annotations
+
+from stepwell.studies.thoughts import params as _thoughts
+
+__all__ = ["KINDS"]
+
+KINDS = _thoughts.KINDS
+"""The kinds of stage that ship with Stepwell."""

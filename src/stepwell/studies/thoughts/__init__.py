@@ -1,0 +1,1 @@
+"""The study `thoughts`: what does a continuous thought buy?"""

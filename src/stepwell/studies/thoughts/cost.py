@@ -1,0 +1,68 @@
+"""What the stages of `thoughts` will cost: FLOP by arithmetic, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stepwell.devices import Work
+from stepwell.studies.thoughts.params import (
+    DataParams,
+    EvaluateParams,
+    ModelParams,
+    SymbolModel,
+    TextModel,
+    TrainParams,
+)
+
+TEXT_TOKENS = 410
+"""A training sequence as text: 359 GPT-2 tokens of question on the official test set, latents, steps and answer."""
+GRAPH_COLUMNS = 40
+"""A training sequence as symbols: about as many for `mini` in pairs as for the official graphs as facts."""
+PAIR_COLUMNS = 90
+"""An official graph in pairs: 36 facts on average, the query, latents and answer."""
+KNOWN_BLOCK_PARAMETERS = {"gpt2": 85_056_000, "smollm2-135m": 106_203_456}
+"""Parameters of the layers, embeddings left out, of models that need not be at hand to be planned with."""
+
+
+def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
+    """Forward and backward of every item: 3 x 2 FLOP a parameter and column (Kaplan et al. 2020, arXiv 2001.08361)."""
+    model: ModelParams = inputs["model"]
+    data: DataParams = inputs["data"]
+    per_column = flop_per_column(model)
+    if per_column is None:
+        return None
+    steps = params.total_steps(max(1, data.n_train // (params.batch_size * params.accumulation)))
+    tokens = steps * params.batch_size * params.accumulation * columns(model, data)
+    return Work(flop=3.0 * per_column * tokens, tokens=tokens, precision=params.precision)
+
+
+def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
+    """One forward of every item and condition; decoding adds a column a token, within the count."""
+    model: ModelParams = inputs["model"]
+    data: DataParams = inputs["data"]
+    per_column = flop_per_column(model)
+    if per_column is None:
+        return None
+    sizes = [params.items or n for n in (data.n_valid, data.n_test, *data.families.values()) if n]
+    conditions = len(params.conditions) + len(params.thoughts_allowed)
+    tokens = sum(sizes) * conditions * columns(model, data)
+    return Work(flop=float(per_column) * tokens, tokens=tokens)
+
+
+def columns(model: ModelParams, data: DataParams) -> int:
+    """Columns of a training sequence, about."""
+    if isinstance(model.model, TextModel):
+        return TEXT_TOKENS
+    return PAIR_COLUMNS if model.model.prompt == "pairs" and data.family != "mini" else GRAPH_COLUMNS
+
+
+def flop_per_column(model: ModelParams) -> float | None:
+    """Forward FLOP of one column: 2 a parameter of the layers. None for a model whose size is not known here."""
+    spec = model.model
+    if isinstance(spec, SymbolModel):
+        return 2.0 * spec.layers * spec.width**2 * (4 + 2 * spec.mlp_ratio)
+    if spec.name is None:
+        return 2.0 * spec.layers * spec.width**2 * 12
+    known = KNOWN_BLOCK_PARAMETERS.get(spec.name)
+    return None if known is None else 2.0 * known

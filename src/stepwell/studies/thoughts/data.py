@@ -1,0 +1,139 @@
+"""The stages `prosqa.data` and `prosqa.audit`: the sets of a study, and what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from stepwell.audit.data import audit_files
+from stepwell.errors import StepwellError
+from stepwell.fingerprint import of_file
+from stepwell.stage import StageContext
+from stepwell.studies.thoughts.params import AuditParams, DataParams
+from stepwell.tasks.prosqa import (
+    GraphArrays,
+    Item,
+    disjoint_splits,
+    generate_graphs,
+    load_items,
+    pack,
+    render,
+    write_items,
+)
+
+NOT_REPORTED = ("train", "steer")
+
+
+def make(params: DataParams, ctx: StageContext) -> None:
+    """Write every set: graphs as safetensors, and as text in the official format."""
+    for name, family, source, graphs, items in _sets(params, ctx.seed):
+        save_file(arrays_of(graphs), str(ctx.folder / f"{name}.safetensors"))
+        path = ctx.folder / f"{name}.json"
+        write_items(path, items)
+        sha = of_file(ctx.folder / f"{name}.safetensors")
+        ctx.write("dataset", set=name, n=len(graphs), as_text=len(items), sha256=sha, source=source, family=family)
+
+
+def _sets(params: DataParams, seed: int) -> Iterator[tuple[str, str | None, str, GraphArrays, list[Item]]]:
+    files = {"train": params.train, "official": params.valid, "test": params.test}
+    wanted = {"steer": params.n_steer, "train": params.n_train, "valid": params.n_valid, "test": params.n_test}
+    sizes = {
+        name: n for name, n in wanted.items() if n and not files.get(name) and not (name == "valid" and params.valid)
+    }
+    made = disjoint_splits(params.family, sizes, seed, distinct=[name for name in sizes if name != "train"])
+    kept: dict[str, list[Item]] = {}
+    for name, graphs in made.items():
+        shown = params.audited if name == "train" and params.audited else len(graphs)
+        kept[name] = render(graphs[:shown], params.family, seed + sorted(wanted).index(name))
+        yield name, params.family, "generated", graphs, kept[name]
+    for name, path in files.items():
+        if path is not None:
+            kept[name] = load_items(path)
+            yield name, None, "file", pack(kept[name]), kept[name]
+    for family, n in params.families.items():
+        graphs = generate_graphs(family, n, seed)
+        kept[family] = render(graphs, family, seed)
+        yield family, family, "generated", graphs, kept[family]
+    for name in params.swapped:
+        if name not in kept:
+            raise StepwellError(
+                f"set `{name}` cannot be swapped: this plan makes {', '.join(kept)}", "name one of them in `swapped`"
+            )
+        items = [other for item in kept[name] if (other := swapped(item)) is not None]
+        yield f"{name}-swapped", None, "generated", pack(items), items
+
+
+def swapped(item: Item) -> Item | None:
+    """The same facts asked about the person who is an ancestor of the wrong option: now that one is right.
+
+    None where no other person leads there.
+    """
+    children: dict[int, list[int]] = {}
+    for parent, child in item.edges:
+        children.setdefault(parent, []).append(child)
+    others = [n for n, name in enumerate(item.idx_to_symbol) if name[:1].isupper() and n != item.root]
+    paths = [path for other in others if (path := _shortest(children, other, item.neg_target))]
+    usable = [path for path in paths if _shortest(children, path[0], item.target) is None]
+    if not usable:
+        return None
+    path = min(usable, key=len)
+    names = item.idx_to_symbol
+    root, target = names[path[0]], names[item.neg_target]
+    facts, _, question = item.question.rpartition("Is ")
+    steps = [f"{names[a]} is a {names[b]}." if a == path[0] else f"Every {names[a]} is a {names[b]}."
+             for a, b in zip(path, path[1:], strict=False)]  # fmt: skip
+    return replace(
+        item,
+        id=f"{item.id}-swapped",
+        question=f"{facts}Is {root}{question.removeprefix(names[item.root])}",
+        answer=f"{root} is a {target}.",
+        steps=tuple(steps),
+        root=path[0],
+        target=item.neg_target,
+        neg_target=item.target,
+    )
+
+
+def _shortest(children: dict[int, list[int]], start: int, goal: int) -> list[int] | None:
+    paths, seen = [[start]], {start}
+    for path in paths:
+        if path[-1] == goal:
+            return path
+        fresh = [child for child in children.get(path[-1], ()) if child not in seen]
+        seen.update(fresh)
+        paths.extend([*path, child] for child in fresh)
+    return None
+
+
+def arrays_of(graphs: GraphArrays) -> dict[str, np.ndarray]:
+    """The fields of a set of graphs, as a safetensors file holds them."""
+    return {field.name: np.ascontiguousarray(getattr(graphs, field.name)) for field in dataclasses.fields(graphs)}
+
+
+def load_graphs(folder: Path, name: str) -> GraphArrays:
+    """A set that `make` wrote."""
+    return GraphArrays(**load_file(str(folder / f"{name}.safetensors")))
+
+
+def audit(params: AuditParams, ctx: StageContext) -> None:
+    """Audit every set, together, so that overlaps between them are seen."""
+    (source,) = ctx.inputs["data"]
+    names = [record["set"] for record in source.records("dataset")]
+    audits = audit_files([source.folder / f"{name}.json" for name in names])
+    for name, found in zip(names, audits, strict=True):
+        for finding in found.findings:
+            ctx.write(
+                "audit", set=name, n=found.n, code=finding.code, count=finding.count, of=finding.of,
+                items=list(finding.items[:20]), example=finding.example,
+            )  # fmt: skip
+        if not found.findings:
+            ctx.write("audit", set=name, n=found.n, code="clean", count=0, of=found.n, items=[], example="")
+        for score in found.shortcuts:
+            ctx.write("shortcut", set=name, rule=score.rule, correct=score.correct, n=score.n)
+        detail = ", ".join(f"{f.code} {f.count} of {f.of}" for f in found.findings) or "no findings"
+        ctx.write("check", name=f"data-{name}", passed=found.ok, detail=f"{found.n} items: {detail}")

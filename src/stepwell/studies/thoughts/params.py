@@ -1,0 +1,223 @@
+"""Parameters of the study's stages, and their kinds. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stepwell import kinds
+from stepwell.recipe import Curriculum, Monitors, Recipe
+from stepwell.spec import DataFile, Spec
+
+Count = Annotated[int, Field(ge=0)]
+Arm = Literal["cot", "direct", "continuous", "frozen", "shared", "removal"]
+Condition = Literal["clean", "zeroed", "averaged", "shuffled", "last-zeroed"]
+
+
+class DataParams(Spec):
+    """The sets of a study, disjoint up to the names of their nodes.
+
+    Attributes:
+        family: of the generated training, steering and test sets.
+        train, valid, test: official-format files; what is not given is generated (`valid` only if `n_valid` > 0).
+            A `valid` file becomes the set `official`.
+        n_train, n_steer, n_valid, n_test: sizes of the generated sets. The steering split moves the curriculum and
+            chooses weights; it is never reported as a result.
+        families: further test sets, family -> size.
+        swapped: sets to be asked again about the other person, whose right answer is the other option.
+        audited: how many items of a generated training set are written as text and audited; 0 = all.
+    """
+
+    family: str = "id"
+    train: DataFile | None = None
+    valid: DataFile | None = None
+    test: DataFile | None = None
+    n_train: int = Field(default=17886, ge=1)
+    n_steer: int = Field(default=300, ge=1)
+    n_valid: Count = 0
+    n_test: Count = 500
+    families: dict[str, Count] = Field(default_factory=dict)
+    swapped: tuple[str, ...] = ()
+    audited: Count = 0
+
+
+class AuditParams(Spec):
+    """The audit of every set. It has nothing to set."""
+
+
+class SymbolModel(Spec):
+    """A small model from scratch that reads symbols (`stepwell.small`).
+
+    Attributes:
+        prompt: `pairs` of tokens, or `facts`, one column each.
+        persons, concepts: names to draw from.
+        markers: whether latents stand between markers.
+    """
+
+    kind: Literal["symbols"] = "symbols"
+    prompt: Literal["pairs", "facts"] = "pairs"
+    persons: int = Field(default=2, ge=2)
+    concepts: int = Field(default=8, ge=2)
+    markers: bool = False
+    width: int = Field(default=64, ge=1)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1)
+    max_positions: Count = 64
+    head_bias: tuple[Literal["none", "previous", "alibi"], ...] = ()
+    activation: Literal["relu", "gelu"] = "relu"
+    embedding_std: float = Field(default=0.2, gt=0)
+
+
+class TextModel(Spec):
+    """A causal LM that reads the question as text.
+
+    Attributes:
+        name: hub id, folder or pulled name; None = from scratch with the shape below and a word-level tokenizer.
+        checkpoint: weights in Meta's COCONUT layout to load on top.
+        gradient_checkpointing: recompute activations in backward.
+    """
+
+    kind: Literal["text"] = "text"
+    name: str | None = None
+    architecture: Literal["gpt2", "llama", "qwen2", "gpt_neox"] = "gpt2"
+    width: int = Field(default=768, ge=1)
+    layers: int = Field(default=2, ge=1)
+    heads: int = Field(default=8, ge=1)
+    max_positions: int = Field(default=1024, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    checkpoint: DataFile | None = None
+    gradient_checkpointing: bool = False
+
+
+class ModelParams(Spec):
+    """What every arm is built from: model and layout, the same for all arms.
+
+    Attributes:
+        model: small and symbolic, or a causal LM on text.
+        curriculum: see `stepwell.recipe.Curriculum`; arms without stages (`cot`, `direct`) ignore it.
+        selftest_steps: optimizer steps that the label self-test may take to overfit its toy batch.
+        selftest_lr: learning rate of the self-test.
+    """
+
+    model: SymbolModel | TextModel = Field(discriminator="kind")
+    curriculum: Curriculum = Curriculum()
+    selftest_steps: int = Field(default=300, ge=1)
+    selftest_lr: float = Field(default=3e-3, gt=0)
+
+
+class Restart(Spec):
+    """A training whose first stage (written steps) does not come off the ground begins again with other initial weights.
+
+    The rule looks at the steering split in curriculum stage 0 only, the same for every arm that writes steps there, so
+    it cannot favour an arm by its result. Each restart is a record.
+
+    Attributes:
+        bar: accuracy to be reached within `after_steps`.
+        most: restarts at most.
+    """
+
+    bar: float = Field(gt=0, le=1)
+    after_steps: int = Field(ge=1)
+    most: int = Field(default=2, ge=1)
+
+
+class TrainParams(Recipe):
+    """The recipe of `stepwell.recipe.Recipe`, and what is watched.
+
+    Attributes:
+        monitors: what stops or alerts.
+        restart: when a training begins again; None = never.
+        trackers: where curves are also sent; each needs its package.
+    """
+
+    monitors: Monitors = Monitors()
+    restart: Restart | None = None
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+
+
+class EvaluateParams(Spec):
+    """One record an item and condition.
+
+    Attributes:
+        sets: which sets; empty = all but training and steering.
+        conditions: clean, and thoughts replaced after they were computed.
+        thoughts_allowed: evaluate also with these numbers of latents in place of the stage's.
+        items: of each set, the first so many; 0 = all.
+        weights: the last, or the best by the steering split.
+    """
+
+    sets: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ("clean",)
+    thoughts_allowed: tuple[Count, ...] = ()
+    items: Count = 0
+    batch_size: int = Field(default=64, ge=1)
+    weights: Literal["last", "best"] = "last"
+
+
+_HERE = "stepwell.studies.thoughts"
+
+KINDS = (
+    kinds.register(
+        kinds.Kind(
+            name="prosqa.data",
+            params=DataParams,
+            run=f"{_HERE}.data:make",
+            yields={"dataset": frozenset({"set", "n", "sha256", "source", "family"})},
+        )
+    ),
+    kinds.register(
+        kinds.Kind(
+            name="prosqa.audit",
+            params=AuditParams,
+            run=f"{_HERE}.data:audit",
+            yields={
+                "audit": frozenset({"set", "n", "code", "count", "of", "example"}),
+                "shortcut": frozenset({"set", "rule", "correct", "n"}),
+                "check": frozenset({"name", "passed", "detail"}),
+            },
+        )
+    ),
+    kinds.register(
+        kinds.Kind(
+            name="thoughts.model",
+            params=ModelParams,
+            run=f"{_HERE}.check:check",
+            yields={
+                "parameters": frozenset({"trainable", "total", "frozen_buffers"}),
+                "check": frozenset({"name", "passed", "detail"}),
+            },
+        )
+    ),
+    kinds.register(
+        kinds.Kind(
+            name="thoughts.train",
+            params=TrainParams,
+            run=f"{_HERE}.training:train",
+            yields={
+                "step": frozenset({"step", "epoch", "curriculum_stage", "loss", "lr", "grad_norm"}),
+                "validation": frozenset({"step", "epoch", "curriculum_stage", "accuracy", "n"}),
+                "advance": frozenset({"step", "curriculum_stage", "reason"}),
+                "restart": frozenset({"attempt", "step", "reason"}),
+                "alert": frozenset({"monitor", "step", "message", "stopped"}),
+                "check": frozenset({"name", "passed", "detail"}),
+            },
+            estimate=f"{_HERE}.cost:of_training",
+        )
+    ),
+    kinds.register(
+        kinds.Kind(
+            name="thoughts.evaluate",
+            params=EvaluateParams,
+            run=f"{_HERE}.evaluation:evaluate",
+            yields={
+                "item": frozenset(
+                    {"set", "id", "condition", "hops", "correct", "forced_correct", "margin", "chain_valid"}
+                    | {"prediction", "answer", "latents"}
+                )
+            },
+            estimate=f"{_HERE}.cost:of_evaluation",
+        )
+    ),
+)

@@ -1,0 +1,137 @@
+"""The stage `thoughts.train`: one arm, one seed, from fresh weights to a checkpoint that was read back and rescored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepwell.evaluate import accuracy, score
+from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, Arm, Batch, Thoughts
+from stepwell.objectives import cross_entropy, supervised
+from stepwell.recipe import Curriculum
+from stepwell.stage import StageContext
+from stepwell.studies.thoughts.build import Built, build
+from stepwell.studies.thoughts.params import ModelParams, TrainParams
+from stepwell.studies.thoughts.streams import ThoughtStream
+from stepwell.tasks.prosqa.reading import Reader
+from stepwell.track import tracked
+from stepwell.train import Stuck, Training, load_weights, save_weights
+
+STEER_BATCH = 512
+
+
+@dataclass(kw_only=True)
+class ThoughtModel:
+    """Thoughts as the training loop sees them.
+
+    Args:
+        built: the model.
+        steer: the split that moves the curriculum.
+        seed: of the names in the steering split, the same at every look.
+    """
+
+    built: Built
+    steer: Reader
+    seed: int
+
+    @property
+    def module(self) -> Thoughts:
+        """What is trained."""
+        return self.built.thoughts
+
+    def objective(self, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of the nats of the supervised tokens, and their number; logits nowhere else."""
+        batch = batch.to(next(self.module.parameters()).device)
+        hidden = self.module(batch)
+        mask, targets = supervised(batch.labels, batch.first)
+        return cross_entropy(self.module.backbone.logits(hidden[mask]), targets)
+
+    def supervised(self, batch: Batch) -> int:
+        """Number of supervised tokens."""
+        return int((batch.labels != IGNORE).sum())
+
+    def validate(self, stage: int) -> tuple[int, int]:
+        """Right answers by free decoding on the steering split, and its size."""
+        found = score(self.module, self.steer, stage=stage, seed=self.seed, batch_size=STEER_BATCH, forced=False)
+        return accuracy(list(found))
+
+
+def model_params(ctx: StageContext) -> ModelParams:
+    """The parameters of the model stage that this job stands on."""
+    return ModelParams.model_validate(ctx.inputs["model"][0].job.params)
+
+
+def curriculum_of(params: ModelParams, arm: Arm) -> Curriculum | None:
+    """The curriculum, for arms that have one."""
+    return params.curriculum if arm in WITH_CURRICULUM else None
+
+
+def train(params: TrainParams, ctx: StageContext) -> None:
+    """Train one arm with one seed; again with other weights where `restart` says so."""
+    arm: Arm = ctx.job.axes["arm"]
+    model, data = model_params(ctx), ctx.inputs["data"][0].folder
+    state = ctx.restored()
+    attempt = state["attempt"] if state else 0
+    while True:
+        seed = ctx.seed + 7_777_777 * attempt
+        built = build(model, arm, seed=seed, device=ctx.device)
+        readers = {name: built.reader(data, name) for name in ("train", "steer")}
+        stream = ThoughtStream(
+            readers["train"], arm, batch_size=params.batch_size, accumulation=params.accumulation, seed=seed
+        )
+        thoughts = ThoughtModel(built=built, steer=readers["steer"], seed=ctx.seed)
+        watched = params.restart is not None and arm != "direct" and attempt < params.restart.most
+        training = Training(
+            model=thoughts, stream=stream, recipe=params, curriculum=curriculum_of(model, arm),
+            monitors=params.monitors, ctx=tracked(ctx, params.trackers), seed=seed, attempt=attempt,
+            restart=(params.restart.bar, params.restart.after_steps) if watched and params.restart else None,
+            on_best=lambda module=built.thoughts: save_weights(module, ctx.folder / "best.safetensors"),
+        )  # fmt: skip
+        try:
+            progress = training.run(state)
+        except Stuck as stuck:
+            attempt, state = attempt + 1, None
+            ctx.write("restart", attempt=attempt, step=stuck.step, reason=stuck.reason)
+            continue
+        break
+    _finish(model, arm, thoughts, progress.stage, ctx)
+
+
+def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx: StageContext) -> None:
+    """Save, read back into a fresh model, rescore: a checkpoint that does not score as the model did is an error."""
+    module = trained.module
+    module.eval()
+    before = trained.validate(stage)
+    path = ctx.folder / "last.safetensors"
+    save_weights(module, path)
+    if not (ctx.folder / "best.safetensors").exists():
+        save_weights(module, ctx.folder / "best.safetensors")
+    fresh = reloaded(model, arm, path, ctx)
+    after = ThoughtModel(built=fresh, steer=trained.steer, seed=trained.seed).validate(stage)
+    detail = f"{before[0]} of {before[1]} right before saving, {after[0]} of {after[1]} after reading back"
+    ctx.write("check", name="reloaded-rescored", passed=before == after, detail=detail)
+    ctx.write("check", name="final-stage", passed=True, stage=stage, detail=f"ended in curriculum stage {stage}")
+    finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    ctx.write(
+        "check", name="weights-finite", passed=finite, detail="all weights are finite" if finite else "NaN or inf"
+    )
+    if arm == "shared":
+        moved = float((module.vector.detach() - trained.built.start).norm())
+        ctx.write("check", name="vector-moved", passed=moved > 0.01, detail=f"L2 {moved:.4f}, at least .01 expected")
+
+
+def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Built:
+    """The model of a weights file, in evaluation mode."""
+    built = build(model, arm, seed=0, device=ctx.device)
+    load_weights(built.thoughts, path)
+    built.thoughts.eval()
+    return built
+
+
+def final_stage(records: Any) -> int:
+    """The curriculum stage a training ended in, from its records."""
+    return next(record["stage"] for record in records if record.get("name") == "final-stage")

@@ -1,0 +1,287 @@
+"""The one visible training loop.
+
+A step is a pure function of the seed, the step's number and the state in the checkpoint; so a run that is killed and
+resumed writes the same records, byte for byte, as one that is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stepwell.errors import StageFailed
+from stepwell.monitor import Alert, Watch
+from stepwell.randomness import random_state, set_random_state
+from stepwell.recipe import Curriculum, Monitors, Recipe, StageMix
+from stepwell.stage import StageContext
+
+
+class Stream(Protocol):
+    """Training data by number: the same number gives the same batches."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the items."""
+        ...
+
+    def batches(self, step: int, stages: Callable[[torch.Generator], int]) -> Sequence[Any]:
+        """The micro-batches of one optimizer step; `stages` draws the curriculum stage of a batch or an item."""
+        ...
+
+
+class Model(Protocol):
+    """What the loop trains and asks; `objective` returns the sum of nats and their number."""
+
+    module: nn.Module
+
+    def objective(self, batch: Any) -> tuple[Tensor, int]: ...  # noqa: D102
+    def supervised(self, batch: Any) -> int: ...  # noqa: D102
+    def validate(self, stage: int) -> tuple[int, int]: ...  # noqa: D102
+
+
+@dataclass
+class Progress:
+    """Where a training stands; all of it is in the checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        stage: curriculum stage.
+        stage_began: the step at which the stage began.
+        best: share of the steering split right at the best validation of the last stage; None before one.
+    """
+
+    step: int = 0
+    stage: int = 0
+    stage_began: int = 0
+    best: float | None = None
+
+
+class Stuck(Exception):
+    """A training that has not come off the ground, and may begin again with other weights.
+
+    Args:
+        step: when it was given up.
+        reason: in one sentence.
+    """
+
+    def __init__(self, step: int, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(reason)
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A model, its data and its recipe, ready to `run`.
+
+    Args:
+        model: what is trained.
+        stream: its data.
+        recipe, curriculum, monitors: how. `curriculum` is None for arms without stages.
+        ctx: where records, events and checkpoints go.
+        seed: of data order and dropout.
+        attempt: how often this training has begun again.
+        restart: (bar, steps): `Stuck` is raised when stage 0 has not reached that accuracy by then; None = never.
+        on_best: called when the steering accuracy of the last stage is better than before.
+    """
+
+    model: Model
+    stream: Stream
+    recipe: Recipe
+    curriculum: Curriculum | None
+    monitors: Monitors
+    ctx: StageContext
+    seed: int
+    attempt: int = 0
+    restart: tuple[float, int] | None = None
+    on_best: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.total_steps = self.recipe.total_steps(self.stream.steps_per_epoch)
+        self.progress, self.watch = Progress(), Watch(self.monitors)
+        self.optimizer = self._new_optimizer()
+
+    def run(self, state: dict[str, Any] | None = None) -> Progress:
+        """Train to the end, from the checkpoint `state` where there is one.
+
+        Raises:
+            Stuck: see `restart`.
+            StageFailed: a monitor asked to stop.
+            Interrupted: the user or the system asked to stop, right after a checkpoint.
+        """
+        self._restore(state)
+        # Whole runs of a job share its process: dropout must not depend on what ran before.
+        self.model.module.train()
+        began, began_at = time.perf_counter(), self.progress.step
+        while self.progress.step < self.total_steps:
+            loss, grad_norm, lr = self._update()
+            self.progress.step += 1
+            step = self.progress.step
+            self._act(self.watch.loss(step, loss, grad_norm))
+            if step % self.recipe.log_every == 0 or step == self.total_steps:
+                self.ctx.write("step", **self._where(), loss=loss, lr=lr, grad_norm=grad_norm)
+            rate = (step - began_at) / (time.perf_counter() - began)
+            self.ctx.progress(step, self.total_steps, loss=round(loss, 4), steps_per_second=round(rate, 3),
+                              curriculum_stage=self.progress.stage)  # fmt: skip
+            if step % (self.recipe.validate_every or self.stream.steps_per_epoch) == 0 or step == self.total_steps:
+                self._validate()
+            self._end_of_epoch()
+            if step % self.recipe.checkpoint_every == 0 or step == self.total_steps:
+                self.save()
+                self.ctx.stop_if_asked()
+        return self.progress
+
+    def _update(self) -> tuple[float, float, float]:
+        """One optimizer step: loss in nats a supervised token, gradient norm before clipping, learning rate."""
+        step, module = self.progress.step, self.model.module
+        lr = self.recipe.lr * self.recipe.lr_factor(step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        batches = self.stream.batches(step, self._draw_stage)
+        # The mean is over the tokens of the whole step, so that accumulation equals one large batch.
+        tokens = sum(self.model.supervised(batch) for batch in batches)
+        total = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for batch in batches:
+            device = next(module.parameters()).device
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+                nats, _ = self.model.objective(batch)
+            (nats / tokens).backward()
+            total += float(nats.detach())
+        limit = float("inf") if self.recipe.clip is None else self.recipe.clip
+        grad_norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+        if grad_norm == grad_norm and grad_norm != float("inf"):
+            self.optimizer.step()
+        return total / tokens, grad_norm, lr
+
+    def _draw_stage(self, generator: torch.Generator) -> int:
+        """The present stage, or with the mix's share another one."""
+        stage = self.progress.stage
+        return stage if self.curriculum is None else draw_stage(self.curriculum, stage, generator)
+
+    def _validate(self) -> None:
+        """Ask the steering split, tell the monitors, and move the curriculum on where it goes by accuracy."""
+        self.model.module.eval()
+        right, n = self.model.validate(self.progress.stage)
+        self.model.module.train()
+        accuracy = right / n if n else None
+        self.ctx.write("validation", **self._where(), accuracy=accuracy, n=n)
+        self._act(self.watch.accuracy(self.progress.step, right, n))
+        self._give_up(accuracy)
+        last = self.curriculum is None or self.progress.stage == self.curriculum.stages
+        if last and accuracy is not None and (self.progress.best is None or accuracy > self.progress.best):
+            self.progress.best = accuracy
+            self.on_best()
+        if self.curriculum is None or self.curriculum.advance != "accuracy" or last:
+            return
+        inside = self.progress.step - self.progress.stage_began
+        if inside >= self.curriculum.min_steps and accuracy is not None and accuracy >= self.curriculum.bar:
+            self._advance(f"accuracy {accuracy:.3f} reached {self.curriculum.bar:g}")
+        elif self.curriculum.max_steps is not None and inside >= self.curriculum.max_steps:
+            self._advance(f"{inside} steps in the stage, the most it is given")
+
+    def _give_up(self, accuracy: float | None) -> None:
+        """Raise `Stuck` where stage 0 stays below the bar; a bar once reached is not asked for again."""
+        if self.restart is None or self.progress.stage > 0:
+            return
+        bar, steps = self.restart
+        if accuracy is not None and accuracy >= bar:
+            self.restart = None
+        elif self.progress.step >= steps:
+            raise Stuck(self.progress.step, f"accuracy {accuracy} in stage 0, below {bar:g} after {steps} steps")
+
+    def _end_of_epoch(self) -> None:
+        epoch, inside = divmod(self.progress.step, self.stream.steps_per_epoch)
+        if inside:
+            return
+        if self.recipe.reset_optimizer == "epoch":
+            self.optimizer = self._new_optimizer()
+        curriculum = self.curriculum
+        if curriculum is None or curriculum.advance != "epochs" or self.progress.step >= self.total_steps:
+            return
+        if min(epoch // curriculum.epochs_per_stage, curriculum.stages) > self.progress.stage:
+            self._advance(f"{curriculum.epochs_per_stage} epochs in the stage")
+
+    def _advance(self, reason: str) -> None:
+        self.progress.stage += 1
+        self.progress.stage_began = self.progress.step
+        self.watch.new_stage()
+        if self.recipe.reset_optimizer == "stage":
+            self.optimizer = self._new_optimizer()
+        self.ctx.write("advance", step=self.progress.step, curriculum_stage=self.progress.stage, reason=reason)
+
+    def _where(self) -> dict[str, Any]:
+        stage, step = self.progress.stage, self.progress.step
+        # The step that ends an epoch belongs to it: epoch 1 is the first.
+        epoch = (step - 1) // self.stream.steps_per_epoch + 1
+        return {"step": step, "epoch": epoch, "curriculum_stage": stage if self.curriculum else None}
+
+    def _act(self, alerts: Sequence[Alert]) -> None:
+        for alert in alerts:
+            self.ctx.write("alert", monitor=alert.monitor, step=alert.step, message=alert.message, stopped=alert.stop)
+            if alert.stop:
+                raise StageFailed(
+                    f"monitor `{alert.monitor}` stopped the training at step {alert.step}: {alert.message}",
+                    f"Look at the curves; a lower lr or a gradient clip often helps. `monitors.{alert.monitor}: alert` "
+                    "in the stage's params lets it go on.",
+                    stage=self.ctx.job.id,
+                )
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        """AdamW over what is trainable; vectors (norms, biases, the shared latent) are decayed as in the original."""
+        trainable = [p for p in self.model.module.parameters() if p.requires_grad]
+        recipe = self.recipe
+        return torch.optim.AdamW(trainable, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+
+    def save(self) -> None:
+        """Replace the checkpoint by everything the rest of the training depends on."""
+        self.ctx.save({
+            "model": self.model.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "watch": self.watch.state(),
+            "random": random_state(),
+            "attempt": self.attempt,
+        })  # fmt: skip
+
+    def _restore(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            torch.manual_seed(self.seed)
+            return
+        self.model.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.watch = Watch.from_state(self.monitors, state["watch"])
+        set_random_state(state["random"])
+
+
+def draw_stage(curriculum: Curriculum, stage: int, generator: torch.Generator) -> int:
+    """The stage of a batch or an item: `stage`, or with the mix's share one of the others (see `StageMix`)."""
+    mix: StageMix = curriculum.mix
+    others = stage if mix.over == "earlier" else curriculum.stages + 1
+    if mix.share == 0 or others == 0 or float(torch.rand((), generator=generator)) >= mix.share:
+        return stage
+    weights = torch.ones(others) if mix.weights == "uniform" else torch.arange(1.0, others + 1)
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """The weights as safetensors; tied weights once, as the module shares them."""
+    from safetensors.torch import save_model
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_model(module, str(partial))
+    partial.replace(path)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Read weights that `save_weights` wrote into a module of the same shape; missing or spare ones are an error."""
+    from safetensors.torch import load_model
+
+    load_model(module, path)
