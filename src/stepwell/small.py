@@ -46,11 +46,14 @@ class SmallConfig:
 
 
 class SmallCache:
-    """Keys and values (B, H, S, D/H) of every layer, and the positions (B, S) of the columns, appended by `forward`."""
+    """Keys and values (B, H, S, D/H) of every layer, and the positions (B, S) of the columns, appended by `forward`.
+
+    Each layer holds two parts: what the first pass left (the prompt), and what came after. Only the second, short one is
+    ever copied when a thought is appended, and only to the parts does backward write gradients.
+    """
 
     def __init__(self) -> None:
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.layers: list[list[tuple[Tensor, Tensor]]] = []
         self.positions: Tensor | None = None
 
     @property
@@ -58,19 +61,20 @@ class SmallCache:
         """Number of cached columns S."""
         return 0 if self.positions is None else self.positions.shape[1]
 
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append one layer's columns; returns all of that layer's keys and values."""
-        if layer == len(self.keys):
-            self.keys.append(key)
-            self.values.append(value)
+    def append(self, layer: int, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Append one layer's columns; returns all parts of that layer, in order."""
+        if layer == len(self.layers):
+            self.layers.append([(key, value)])
+        elif len(self.layers[layer]) == 1:
+            self.layers[layer] = [*self.layers[layer], (key, value)]
         else:
-            self.keys[layer] = torch.cat((self.keys[layer], key), dim=2)
-            self.values[layer] = torch.cat((self.values[layer], value), dim=2)
-        return self.keys[layer], self.values[layer]
+            prompt, (keys, values) = self.layers[layer]
+            self.layers[layer] = [prompt, (torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2))]
+        return self.layers[layer]
 
     def _map(self, change) -> SmallCache:
         copy = SmallCache()
-        copy.keys, copy.values = [change(k) for k in self.keys], [change(v) for v in self.values]
+        copy.layers = [[(change(key), change(value)) for key, value in parts] for parts in self.layers]
         copy.positions = None if self.positions is None else change(self.positions)
         return copy
 
@@ -85,6 +89,25 @@ class SmallCache:
     def clone(self) -> SmallCache:
         """A cache that can be continued without changing this one (appending never writes in place)."""
         return self._map(lambda x: x)
+
+
+FEW_QUERIES = 16
+
+
+def _attention(query: Tensor, parts: list[tuple[Tensor, Tensor]], bias: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v over the parts of a cache; query (B, H, T, d) -> (B, H, T, d).
+
+    With few queries the fused kernel's backward is bound by its set-up; plain products are faster, and need no copy of
+    the parts into one.
+    """
+    if len(parts) == 1 and query.shape[2] > FEW_QUERIES:
+        return F.scaled_dot_product_attention(query, *parts[0], attn_mask=bias)
+    query = query * query.shape[-1] ** -0.5
+    scores = torch.cat([query @ key.transpose(2, 3) for key, _ in parts], -1)
+    scores = scores.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else scores + bias
+    weights = scores.softmax(-1).split([key.shape[2] for key, _ in parts], -1)
+    mixed = [weight @ value for weight, (_, value) in zip(weights, parts, strict=True)]
+    return mixed[0] if len(mixed) == 1 else mixed[0] + mixed[1]
 
 
 class Block(nn.Module):
@@ -106,10 +129,11 @@ class Block(nn.Module):
         batch, columns, width = x.shape
         normed = self.attention_norm(x)
         shape = (batch, columns, 2, self.heads, width // self.heads)
-        key, value = self.key_value(normed).view(shape).permute(2, 0, 3, 1, 4).unbind(0)
-        key, value = cache.append(layer, key, value)
+        # Made contiguous once here, or every later product over this part would copy it again.
+        key, value = self.key_value(normed).view(shape).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
+        parts = cache.append(layer, key, value)
         query = self.query(normed[:, skip:]).view(batch, columns - skip, self.heads, -1).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        mixed = _attention(query, parts, bias)
         return self.output(mixed.transpose(1, 2).reshape(batch, columns - skip, width))
 
     def forward(self, x: Tensor, bias: Tensor, cache: SmallCache, layer: int, skip: int) -> Tensor:

@@ -103,10 +103,23 @@ def test_a_point_verdict_allows_no_conclusion(new_run: NewRun):
     told = headline(run.path)
     assert told.answer == "“Is `cot` at 70%?”: yes, by a point estimate without confidence."
     assert told.may == ()
-    assert told.may_not[0].startswith("Anything with confidence about “Is `cot` at 70%?”")
+    assert told.may_not[0].startswith("A sure go to “Is `cot` at 70%?”")
     shown = section(view(run.path), "verdicts").tables[0].rows[0].cells
     assert "carries no confidence" in shown[1].why
     assert (shown[3].text, shown[3].interval) == ("0.710", "a point")
+
+
+def test_of_a_gate_that_is_partly_point_only_the_other_part_may_be_concluded(new_run: NewRun):
+    run = new_run()
+    run.plan(gates=[{"name": "baselines", "asks": "Is `cot` good, and no arm perfect?"}])
+    sure = run.finding("accuracy", value=0.9, low=0.86, high=0.93, threshold=0.7, n=256, reason="accuracy is 0.9")
+    point = run.finding("accuracy", value=0.5, threshold=1, n=256, method="point", mode="point", reason="below 1")
+    parted = {**run.finding("accuracy", value=None), "parts": [sure]}
+    run.lines("records/gates.jsonl", [run.verdict("baselines", "go", [parted, point], mode="point")])
+    told = headline(run.path)
+    assert told.answer.endswith("yes, at 95% confidence, in part by a point estimate without confidence.")
+    assert told.may == ("Of “Is `cot` good, and no arm perfect?” (gate `baselines`) only this: accuracy is 0.9.",)
+    assert told.may_not[0].startswith("A sure go to")
 
 
 def test_an_override_is_shown_in_answer_verdict_and_section(new_run: NewRun):

@@ -15,6 +15,7 @@ right-padded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,6 +30,8 @@ ARMS: tuple[Arm, ...] = ("cot", "direct", "continuous", "frozen", "shared", "rem
 WITH_LATENTS: frozenset[str] = frozenset({"continuous", "frozen", "shared"})
 WITH_CURRICULUM: frozenset[str] = WITH_LATENTS | {"removal"}
 IGNORE = -100
+DEFER_FROM_WIDTH = 512
+"""Below it a weight's gradient is small beside the rows that make it, and deferring costs more than it saves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +132,8 @@ class Thoughts(nn.Module):
             (B, T - first + 1, D).
         """
         if self.arm == "continuous" or self.multipass or (edit is not None and batch.thoughts):
-            # Without weights to train there is nothing to defer.
-            with self.deferred if torch.is_grad_enabled() else _nothing():
+            deferring = torch.is_grad_enabled() and self.backbone.width >= DEFER_FROM_WIDTH
+            with self.deferred if deferring else nullcontext():
                 return self.columns(batch, cache=cache, edit=edit)[0]
         embeds, mask, positions, graph = self.layout(batch)
         if self.arm in ("frozen", "shared") and batch.thoughts:
@@ -178,8 +181,3 @@ class Thoughts(nn.Module):
         embeds = torch.cat((embeds[:, :first], middle, embeds[:, end:]), 1)
         return self._run(embeds, mask, positions, cache, first - 1, graph)
 
-
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...

@@ -39,14 +39,16 @@ class JobFacts:
         state: done, failed, stopped, skipped, blocked, unfinished (began, no last word) or waiting.
         reason: why, where the log says so.
         seconds: on the wall, interrupted attempts included, work that was thrown away not; None where unknown.
-        cpu_seconds, tokens_per_second: as the stage last told; None where it did not.
+        cpu_seconds: as the stage last told; None where it did not.
+        rate, rate_unit: tokens (or else steps) a second, likewise.
     """
 
     state: str
     reason: str
     seconds: float | None
     cpu_seconds: float | None
-    tokens_per_second: float | None
+    rate: float | None
+    rate_unit: str
 
 
 def job_facts(data: RunData) -> dict[str, JobFacts]:
@@ -71,12 +73,15 @@ def _facts(data: RunData, name: str, events: list[Record]) -> JobFacts:
         state = "unfinished" if last or name in data.records else "waiting"
     if state == "done" and name not in data.jobs:
         state, reason = "unfinished", "its done marker is missing"
+    tokens, steps = _last(events, "tokens_per_second"), _last(events, "steps_per_second")
+    rate, unit = (tokens, "tokens/s") if tokens is not None else (steps, "steps/s")
     return JobFacts(
         state=state,
         reason=reason,
         seconds=_seconds(events),
         cpu_seconds=_last(events, "cpu_seconds"),
-        tokens_per_second=_last(events, "tokens_per_second"),
+        rate=rate,
+        rate_unit=unit,
     )
 
 
@@ -242,7 +247,9 @@ def jobs_section(data: RunData) -> Section:
                     Cell(text=job, code=True),
                     Cell(text=facts.state, tone=TONES.get(facts.state, "inconclusive"), why=facts.reason),
                     number(facts.seconds, why="not logged"),
-                    number(facts.tokens_per_second, why="the stage did not tell"),
+                    Cell(text=digits_of(facts.rate), interval=facts.rate_unit)
+                    if facts.rate is not None
+                    else dash("the stage did not tell"),
                     number(len(held) if held is not None else None, why="no record file"),
                     number(len(marker["artifacts"]) if "artifacts" in marker else None, why="not done"),
                     Cell(text=fingerprint[:16], code=True) if fingerprint else dash("only a done job has one"),
@@ -253,7 +260,7 @@ def jobs_section(data: RunData) -> Section:
         Column(name="job"),
         Column(name="state"),
         Column(name="time", note="s", numeric=True),
-        Column(name="rate", note="tokens/s", numeric=True),
+        Column(name="rate", numeric=True),
         Column(name="records", numeric=True),
         Column(name="artifacts", numeric=True),
         Column(name="fingerprint"),

@@ -1,7 +1,7 @@
 "use strict";
 (async () => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  if (!Object.keys(figures).length || !("DecompressionStream" in window)) return;
+  if (!("DecompressionStream" in window)) return;
   const packed = document.getElementById("plotly-packed").textContent.trim();
   const bytes = Uint8Array.from(atob(packed), (letter) => letter.charCodeAt(0));
   const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

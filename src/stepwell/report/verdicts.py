@@ -83,7 +83,7 @@ def headline(folder: RunData | Path | str) -> Headline:
     decided = [row for row in rows if row.decision in WORDS]
     if not rows:
         return Headline(tone="muted", answer="This plan has no gate, so the run concludes nothing.", may=(), may_not=())
-    may = tuple(_may(row) for row in decided if row.decision != "inconclusive" and row.mode != "point")
+    may = tuple(text for row in decided if row.decision != "inconclusive" for text in _may(row))
     may_not = tuple(_may_not(row) for row in rows if row.decision not in ("go", "no-go") or row.mode == "point")
     may_not += tuple(_overridden(row) for row in rows if row.override)
     may_not += ("Nothing that no gate asked: other figures in this report describe this run, and decide nothing.",)
@@ -182,11 +182,18 @@ def _said(count: int, word: str) -> str:
 
 def _how(row: VerdictRow) -> str:
     """The strength of a decision: facts are certain, intervals have a confidence, points have none."""
-    if row.mode == "point":
+    leaves = list(_leaves(row.findings))
+    levels = [leaf["confidence"] for leaf in leaves if _is_interval(leaf)]
+    if row.mode == "point" and not levels:
         return ", by a point estimate without confidence"
-    levels = {leaf["confidence"] for leaf in _leaves(row.findings) if leaf.get("method") not in ("fact", None)}
-    known = [level for level in levels if isinstance(level, int | float)]
-    return f", at {digits_of(100 * min(known))}% confidence" if known else ", as a fact of the records"
+    if not levels:
+        return ", as a fact of the records"
+    partly = ", in part by a point estimate without confidence" if row.mode == "point" else ""
+    return f", at {digits_of(100 * min(levels))}% confidence{partly}"
+
+
+def _is_interval(leaf: Mapping[str, Any]) -> bool:
+    return leaf.get("method") not in ("fact", "point") and isinstance(leaf.get("confidence"), int | float)
 
 
 def _leaves(findings: tuple[Mapping[str, Any], ...]) -> Iterator[Mapping[str, Any]]:
@@ -195,9 +202,16 @@ def _leaves(findings: tuple[Mapping[str, Any], ...]) -> Iterator[Mapping[str, An
         yield from parts if parts else (finding,)
 
 
-def _may(row: VerdictRow) -> str:
-    side = "Yes" if row.decision == "go" else "No"
-    return f"{side} to {quoted(row.asks)} (gate `{row.gate}`{_how(row)}): {row.reason.rstrip('.')}."
+def _may(row: VerdictRow) -> Iterator[str]:
+    """What a decided gate allows; where it compared points as well, only its parts with an interval, and its facts."""
+    asked = f"{quoted(row.asks)} (gate `{row.gate}`"
+    if row.mode != "point":
+        yield f"{'Yes' if row.decision == 'go' else 'No'} to {asked}{_how(row)}): {row.reason.rstrip('.')}."
+        return
+    sound = [leaf for leaf in _leaves(row.findings) if leaf.get("method") == "fact" or _is_interval(leaf)]
+    told = [str(leaf.get("reason") or "") for leaf in sound if leaf.get("decision") in ("go", "no-go")]
+    if any(told):
+        yield f"Of {asked}) only this: {'; '.join(filter(None, told))}."
 
 
 def _may_not(row: VerdictRow) -> str:
@@ -210,7 +224,7 @@ def _may_not(row: VerdictRow) -> str:
         )
         return f"Neither yes nor no to {asked}: {row.reason.rstrip('.')}; {more}."
     if row.mode == "point" and row.decision in WORDS:
-        return f"Anything with confidence about {asked}: it compares a point estimate, and says {row.decision}."
+        return f"A sure {row.decision} to {asked}: a point estimate was compared, which carries no confidence."
     return f"Anything about {asked}: it was not decided{f', for {row.reason}' if row.reason else ''}."
 
 
@@ -224,7 +238,7 @@ def _lines(row: VerdictRow) -> Iterator[Row]:
     route = {"next": "", "stop": "the run stops", "": ""}.get(row.route, f"goes to {row.route}")
     why = row.reason
     if row.mode == "point":
-        why += " Point mode: the estimate alone was compared, so this decision carries no confidence."
+        why += " Where the mode is point, the estimate alone was compared: such a decision carries no confidence."
     if row.override:
         why += f" Overridden after the start: {row.override}"
     height = max(1, len(leaves))
