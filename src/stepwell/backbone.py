@@ -162,6 +162,7 @@ class HFBackbone(nn.Module):
         self.max_positions: int | None = getattr(self.config, "max_position_embeddings", None)
         if "position_ids" not in inspect.signature(self.base.forward).parameters:
             raise _unsupported(model, "it takes no position ids")
+        self.recomputes = gradient_checkpointing
         if gradient_checkpointing:
             _checkpoint_layers(self.base)
 

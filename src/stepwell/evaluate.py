@@ -64,7 +64,7 @@ def score(
             assert thoughts is not None
             put_in = edit(thoughts[rows].to(device), rows)
         cache, hidden = _read(model, batch, put_in)
-        mask, positions = _placed(model, batch)
+        mask, positions = model.placed(batch)
         found = greedy(
             model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,), limit=limit
         )
@@ -108,17 +108,11 @@ def _read(model: Thoughts, batch: Batch, put_in: Tensor | None) -> tuple[Any, Te
     return cache, model(batch, cache=cache)[:, -1]
 
 
-def _placed(model: Thoughts, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The mask (B, S) of the cached columns and the next position (B,) of each row."""
-    _, mask, positions, _ = model.layout(batch)
-    return mask, positions[:, -1] + 1
-
-
 def _margins(
     model: Thoughts, reader: Reader, batch: Batch, answers: list[Answer], cache: Any, hidden: Tensor
 ) -> list[float]:
     """Right minus wrong option, in nats, each as a continuation of the steps that the row wrote."""
-    mask, positions = _placed(model, batch)
+    mask, positions = model.placed(batch)
     pairs = [reader.options(batch, i) for i in range(len(answers))]
     texts = [[*answer.steps, *option] for answer, pair in zip(answers, pairs, strict=True) for option in pair]
     skip = [len(answer.steps) for answer in answers for _ in range(2)]

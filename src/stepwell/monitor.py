@@ -1,7 +1,8 @@
 """Monitors: what is watched while a model trains. Each looks at numbers only, and names what it has seen.
 
-Two of them look again and again at accuracy. `breakthrough` fires once, at its first look above chance; an interval at
-one look is not valid over all looks, so it is an alert to look, never evidence: gates decide from the confidence sequence.
+`breakthrough` and `collapse` look again and again at accuracy. Their intervals hold at all looks together: look k is
+given a share of the error, 6 / (pi k)^2, so that the shares sum to 1. A curve that only fluctuates thus raises a false
+alarm in one training of twenty at most, however long it is watched.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from stepwell.recipe import Monitors
 from stepwell.stats import wilson
 
 SMOOTHING = 0.98
+ERROR = 0.05
+"""Of all looks of a training together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,9 @@ class Watch:
     smoothed: float | None = None
     best_loss: float | None = None
     first_loss: float | None = None
-    best_right: int = 0
-    best_n: int = 0
+    looks: int = 0
+    best: float | None = None
+    best_low: float = 0.0
     flat_told: bool = False
     broken_through: bool = False
     collapse_told: bool = False
@@ -47,7 +51,7 @@ class Watch:
     def new_stage(self) -> None:
         """Forget what belonged to the last curriculum stage."""
         self.steps_in_stage, self.smoothed, self.best_loss, self.first_loss = 0, None, None, None
-        self.best_right, self.best_n, self.flat_told, self.collapse_told = 0, 0, False, False
+        self.best, self.best_low, self.flat_told, self.collapse_told = None, 0.0, False, False
 
     def loss(self, step: int, loss: float, grad_norm: float) -> list[Alert]:
         """Look at one step's loss (nats a token) and gradient norm."""
@@ -75,21 +79,18 @@ class Watch:
         if n == 0:
             return []
         found: list[Alert] = []
-        now = wilson(right, n, 0.95)
+        self.looks += 1
+        now = wilson(right, n, 1 - ERROR * 6 / (math.pi * self.looks) ** 2)
         assert now.low is not None and now.high is not None and now.value is not None
         if not self.broken_through and now.low > self.spec.chance:
             self.broken_through = True
             found += self._alert("breakthrough", step, f"accuracy {now.value:.3f} of {n}, above {self.spec.chance:g}")
-        if self.best_n:
-            best = wilson(self.best_right, self.best_n, 0.95)
-            assert best.low is not None
-            if now.high < best.low and not self.collapse_told:
-                self.collapse_told = True
-                found += self._alert(
-                    "collapse", step, f"accuracy {now.value:.3f} of {n} after a best of {best.value:.3f}"
-                )
-        if not self.best_n or right / n > self.best_right / self.best_n:
-            self.best_right, self.best_n = right, n
+        if self.best is not None and now.high < self.best_low and not self.collapse_told:
+            self.collapse_told = True
+            found += self._alert("collapse", step, f"accuracy {now.value:.3f} of {n} after a best of {self.best:.3f}")
+        self.best = now.value if self.best is None else max(self.best, now.value)
+        # The best lower bound need not be the best value's: an earlier look has a tighter interval.
+        self.best_low = max(self.best_low, now.low)
         return found
 
     def _alert(self, monitor: str, step: int, message: str) -> list[Alert]:

@@ -65,8 +65,8 @@ class StageMix(Spec):
     """Batches of other curriculum stages mixed in (`uniform_prob` in the original, where it is over all stages).
 
     Attributes:
-        share: of the draws that come from another stage; 0 = none.
-        over: `earlier` stages only, or `all`.
+        share: of the draws that are made from the mixture; 0 = none.
+        over: `earlier` stages only, or `all`, the present one among them, as in the original.
         weights: `uniform`, or `linear`: in proportion to i + 1 for stage i.
     """
 
@@ -82,8 +82,8 @@ class Curriculum(Spec):
         stages: the last stage (max_latent_stage).
         thoughts_per_step: latents for a removed step (c_thought).
         pad_to_max: give every item the stage's number of latents, also where it has fewer steps.
-        advance: by `epochs` (epochs_per_stage each), or by `accuracy`: when the steering split reaches `bar`, not before
-            `min_steps` and at the latest after `max_steps` in the stage.
+        advance: by `epochs` (stage = epoch // epochs_per_stage, at most `stages`), or by `accuracy`: when the steering
+            split reaches `bar`, not before `min_steps` and at the latest after `max_steps` in the stage.
         max_steps: a number for all stages.
     """
 
@@ -106,7 +106,7 @@ class Monitors(Spec):
         flat: the loss has not fallen by `flat_share` of itself over `flat_steps` steps at the start.
         divergence: the smoothed loss is `divergence_factor` times its best.
         breakthrough: accuracy on the steering split is first above `chance`, by the interval's lower bound.
-        collapse: accuracy is below its best by more than both intervals.
+        collapse: accuracy is below its best in the stage by more than both intervals.
     """
 
     nan: Action = "stop"

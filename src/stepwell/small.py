@@ -48,8 +48,8 @@ class SmallConfig:
 class SmallCache:
     """Keys and values (B, H, S, D/H) of every layer, and the positions (B, S) of the columns, appended by `forward`.
 
-    Each layer holds two parts: what the first pass left (the prompt), and what came after. Only the second, short one is
-    ever copied when a thought is appended, and only to the parts does backward write gradients.
+    Each layer holds two parts: what the first pass left (the prompt), and what came after. Only the second, short one
+    is ever copied when a thought is appended, and only to the parts does backward write gradients.
     """
 
     def __init__(self) -> None:
@@ -234,6 +234,7 @@ class SmallLM(nn.Module):
     def _bias(self, allowed: Tensor, positions: Tensor, cache: SmallCache, block: nn.Module) -> Tensor:
         if block.slopes is None:
             return allowed[:, None]
+        assert isinstance(block.slopes, Tensor) and isinstance(block.previous, Tensor) and cache.positions is not None
         distance = positions[:, :, None] - cache.positions[:, None]  # (B, T, S)
         bias = -block.slopes[:, None, None] * distance[:, None].abs()
         bias = bias + block.previous[:, None, None] * (distance == 1)[:, None]

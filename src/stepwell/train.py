@@ -38,8 +38,8 @@ class Stream(Protocol):
 class Model(Protocol):
     """What the loop trains and asks; `objective` returns the sum of nats and their number."""
 
-    module: nn.Module
-
+    @property
+    def module(self) -> nn.Module: ...  # noqa: D102
     def objective(self, batch: Any) -> tuple[Tensor, int]: ...  # noqa: D102
     def supervised(self, batch: Any) -> int: ...  # noqa: D102
     def validate(self, stage: int) -> tuple[int, int]: ...  # noqa: D102
@@ -54,12 +54,14 @@ class Progress:
         stage: curriculum stage.
         stage_began: the step at which the stage began.
         best: share of the steering split right at the best validation of the last stage; None before one.
+        off_the_ground: whether stage 0 has reached the bar of `restart`.
     """
 
     step: int = 0
     stage: int = 0
     stage_began: int = 0
     best: float | None = None
+    off_the_ground: bool = False
 
 
 class Stuck(Exception):
@@ -160,7 +162,7 @@ class Training:
         return total / tokens, grad_norm, lr
 
     def _draw_stage(self, generator: torch.Generator) -> int:
-        """The present stage, or with the mix's share another one."""
+        """The present stage, or with the mix's share one of the mixture."""
         stage = self.progress.stage
         return stage if self.curriculum is None else draw_stage(self.curriculum, stage, generator)
 
@@ -187,11 +189,11 @@ class Training:
 
     def _give_up(self, accuracy: float | None) -> None:
         """Raise `Stuck` where stage 0 stays below the bar; a bar once reached is not asked for again."""
-        if self.restart is None or self.progress.stage > 0:
+        if self.restart is None or self.progress.off_the_ground or self.progress.stage > 0:
             return
         bar, steps = self.restart
         if accuracy is not None and accuracy >= bar:
-            self.restart = None
+            self.progress.off_the_ground = True
         elif self.progress.step >= steps:
             raise Stuck(self.progress.step, f"accuracy {accuracy} in stage 0, below {bar:g} after {steps} steps")
 
@@ -261,12 +263,12 @@ class Training:
 
 
 def draw_stage(curriculum: Curriculum, stage: int, generator: torch.Generator) -> int:
-    """The stage of a batch or an item: `stage`, or with the mix's share one of the others (see `StageMix`)."""
+    """The stage of a batch or an item: `stage`, or with the mix's share one of the mixture (see `StageMix`)."""
     mix: StageMix = curriculum.mix
-    others = stage if mix.over == "earlier" else curriculum.stages + 1
-    if mix.share == 0 or others == 0 or float(torch.rand((), generator=generator)) >= mix.share:
+    many = stage if mix.over == "earlier" else curriculum.stages + 1
+    if mix.share == 0 or many == 0 or float(torch.rand((), generator=generator)) >= mix.share:
         return stage
-    weights = torch.ones(others) if mix.weights == "uniform" else torch.arange(1.0, others + 1)
+    weights = torch.ones(many) if mix.weights == "uniform" else torch.arange(1.0, many + 1)
     return int(torch.multinomial(weights, 1, generator=generator))
 
 

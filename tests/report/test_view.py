@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from stepwell.errors import StepwellError
+from stepwell.report.answer import headline
 from stepwell.report.cells import DASH, Cell, Section, Table, digits_of, joined
 from stepwell.report.curves import binned_means, last_attempt
 from stepwell.report.folder import read_folder
 from stepwell.report.progress import job_facts, wall_seconds
-from stepwell.report.verdicts import headline, verdict_rows
+from stepwell.report.verdicts import verdict_rows
 from stepwell.report.view import Report, view
 
 NewRun = Callable[..., Any]
@@ -104,9 +105,9 @@ def test_a_point_verdict_allows_no_conclusion(new_run: NewRun):
     assert told.answer == "“Is `cot` at 70%?”: yes, by a point estimate without confidence."
     assert told.may == ()
     assert told.may_not[0].startswith("A sure go to “Is `cot` at 70%?”")
-    shown = section(view(run.path), "verdicts").tables[0].rows[0].cells
-    assert "carries no confidence" in shown[1].why
-    assert (shown[3].text, shown[3].interval) == ("0.710", "a point")
+    asked, found = section(view(run.path), "verdicts").tables[0].rows
+    assert "carries no confidence" in asked.cells[1].why
+    assert (found.cells[1].text, found.cells[1].interval) == ("0.710", "a point")
 
 
 def test_of_a_gate_that_is_partly_point_only_the_other_part_may_be_concluded(new_run: NewRun):
@@ -118,8 +119,47 @@ def test_of_a_gate_that_is_partly_point_only_the_other_part_may_be_concluded(new
     run.lines("records/gates.jsonl", [run.verdict("baselines", "go", [parted, point], mode="point")])
     told = headline(run.path)
     assert told.answer.endswith("yes, at 95% confidence, in part by a point estimate without confidence.")
-    assert told.may == ("Of “Is `cot` good, and no arm perfect?” (gate `baselines`) only this: accuracy is 0.9.",)
+    assert told.may == (
+        "Of “Is `cot` good, and no arm perfect?” (gate `baselines`) this part only: "
+        "`accuracy` (arm=continuous) lies in 0.860 to 0.930 (wanted ≥ 0.7).",
+    )
     assert told.may_not[0].startswith("A sure go to")
+
+
+@pytest.mark.parametrize(
+    ("combine", "decision", "sure"), [("all", "no-go", True), ("any", "go", True), ("any", "no-go", False)]
+)
+def test_one_interval_is_enough_where_one_criterion_is_enough(new_run: NewRun, combine: str, decision: str, sure: bool):
+    run = new_run()
+    run.plan(gates=[{"name": "early", "asks": "Is it?", "combine": combine}])
+    found = [
+        run.finding("accuracy", value=0.5, low=0.4, high=0.6, threshold=0.7, n=99, decision=decision),
+        run.finding("accuracy", value=0.5, threshold=1, n=99, method="point", mode="point", decision=decision),
+    ]
+    run.lines("records/gates.jsonl", [run.verdict("early", decision, found, mode="point")])
+    (row,) = verdict_rows(run.path)
+    assert row.sure is sure
+    assert any(text.startswith("A sure") for text in headline(run.path).may_not) is not sure
+
+
+def test_parts_of_a_criterion_say_what_it_is_about(new_run: NewRun):
+    run = new_run()
+    run.plan(gates=[{"name": "early", "asks": "Is it?"}])
+    part = run.finding("accuracy", about="seed=0", value=0.9, low=0.8, high=0.95, threshold=0.7, n=99)
+    found = {**run.finding("accuracy", about="arm=cot"), "parts": [part, {**part, "about": "seed=1"}]}
+    run.lines("records/gates.jsonl", [run.verdict("early", "go", [found])])
+    rows = section(view(run.path), "verdicts").tables[0].rows
+    assert [row.cells[0].count for row in rows[1:]] == ["arm=cot, seed=0", "arm=cot, seed=1"]
+
+
+def test_checks_are_counted_by_name_and_failures_told(new_run: NewRun):
+    run = new_run()
+    run.whole()
+    run.lines("records/check.cot.jsonl", [{"kind": "check", "arm": "cot", "name": "label self-test", "passed": False}])
+    tables = section(view(run.path), "audits").tables
+    short = line(next(table for table in tables if table.title == "Checks"), "label self-test")
+    assert [cell.text for cell in short[1:]] == ["5 of 6 passed", "cot: no detail"] and short[1].tone == "no-go"
+    assert next(table for table in tables if table.folded).title == "All 6 checks"
 
 
 def test_an_override_is_shown_in_answer_verdict_and_section(new_run: NewRun):
@@ -131,9 +171,8 @@ def test_an_override_is_shown_in_answer_verdict_and_section(new_run: NewRun):
     run.policy([{"reason": "too strict", "changes": [change], "replaced_sha256": "0"}])
     report = view(run.path)
     assert any("changed after the start (“too strict”)" in text for text in report.headline.may_not)
-    assert "Overridden after the start: too strict" in line(section(report, "verdicts").tables[0], "go")[1].why or any(
-        "Overridden after the start: too strict" in cell.why for cell in cells(report)
-    )
+    (asked,) = (row for row in section(report, "verdicts").tables[0].rows if "Overridden" in row.cells[1].why)
+    assert asked.group == "baselines" and asked.cells[1].why.endswith("Overridden after the start: too strict.")
     assert [cell.text for cell in section(report, "overrides").tables[0].rows[0].cells] == ["too strict", change]
 
 
@@ -152,11 +191,12 @@ def test_a_gate_that_could_not_be_decided_says_why(new_run: NewRun):
 
 def test_criteria_of_one_gate_share_its_line_and_say_their_own_decision(new_run: NewRun):
     rows = [row for row in section(view(new_run().whole()), "verdicts").tables[0].rows if row.group == "curriculum"]
-    assert rows[0].cells[0].rows == 2 and len(rows[0].cells) == 7 and len(rows[1].cells) == 5
-    assert rows[1].cells[1] == Cell(
+    assert rows[0].cells[0].rows == 3 and rows[0].cells[1].columns == 5
+    assert [len(row.cells) for row in rows] == [2, 5, 5]
+    assert rows[2].cells[1] == Cell(
         text="0.475", interval="0.388 to 0.562 at 97.5%", count="inconclusive", tone="inconclusive"
     )
-    assert rows[1].cells[-1].text == "1,690"
+    assert rows[2].cells[-1].text == "1,690"
 
 
 # Estimates.
@@ -386,7 +426,7 @@ def test_jobs_of_the_plan_are_expanded_as_the_planner_does(new_run: NewRun):
         (1234.6, "1,235"),
         (12.34, "12.3"),
         (2.1e-5, "2.1e-05"),
-        (-0.05, "-0.0500"),
+        (-0.05, "\u22120.0500"),
     ],
 )
 def test_numbers_as_printed(value: float, text: str):

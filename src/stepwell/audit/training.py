@@ -56,7 +56,7 @@ def learns_its_labels(model: Any, batch: Batch, eos: int, *, steps: int, lr: flo
     optimizer = torch.optim.Adam((p for p in module.parameters() if p.requires_grad), lr=lr)
     wanted = supervised_tokens(batch)
     module.eval()  # dropout would have to be overfitted too
-    loss = float("nan")
+    loss, step = float("nan"), 0
     for step in range(1, steps + 1):
         nats, tokens = model.objective(batch)
         optimizer.zero_grad(set_to_none=True)
@@ -80,9 +80,9 @@ def _decoded_wrong(module: Any, batch: Batch, eos: int, wanted: list[list[int]])
         prompt = batch.prompt()
         cache = module.backbone.new_cache()
         hidden = module(prompt, cache=cache)[:, -1]
-        _, mask, positions, _ = module.layout(prompt)
+        mask, positions = module.placed(prompt)
         found = greedy(
-            module.backbone, hidden, cache=cache, mask=mask, positions=positions[:, -1] + 1, stop=(eos,),
+            module.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(eos,),
             limit=max(map(len, wanted)),
         )  # fmt: skip
     return [i for i, (row, decoded) in enumerate(zip(wanted, found, strict=True)) if [*decoded.ids, eos] != row]

@@ -45,7 +45,8 @@ class Batch:
         labels: (B, T) the token to be predicted AT its own column, `IGNORE` elsewhere; the one shift is in
             `objectives.supervised`.
         first: the column of the first latent, or of the tail where there are none.
-        facts: (B, F, 2), options (B, 2), root (B,): the prompt of a backbone that reads graphs; F + 2 columns before `ids`.
+        facts: (B, F, 2), options (B, 2), root (B,): the prompt of a backbone that reads graphs; F + 2 columns before
+            `ids`.
         facts_mask: (B, F) True where a fact is real.
         items: the items' indices, for whoever evaluates.
     """
@@ -72,6 +73,10 @@ class Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
+    def inputs(self) -> Batch:
+        """All columns but the last, which has nothing left to predict: what a loss needs to compute."""
+        return replace(self, **{name: getattr(self, name)[:, :-1] for name in ("ids", "mask", "latent", "labels")})
+
     def prompt(self) -> Batch:
         """The columns before the first label: what decoding starts from. They must end in one column for all rows."""
         starts = (self.labels != IGNORE).int().argmax(1)
@@ -97,7 +102,8 @@ class Thoughts(nn.Module):
 
     def __init__(self, backbone: Any, arm: Arm, *, vector: Tensor | None = None, multipass: bool = False) -> None:
         super().__init__()
-        self.backbone, self.arm, self.multipass = backbone, arm, multipass
+        self.backbone, self.multipass = backbone, multipass
+        self.arm: Arm = arm
         self.deferred = DeferredWeightGradients()
         if arm in ("frozen", "shared"):
             if vector is None:
@@ -112,10 +118,16 @@ class Thoughts(nn.Module):
             graph = self.backbone.embed_graph(batch.facts, batch.options, batch.root)
             columns = graph.shape[1]
             embeds = torch.cat((graph, embeds), 1)
+            assert batch.facts_mask is not None
             mask = torch.cat((batch.facts_mask, mask.new_ones(len(mask), 2), mask), 1)
         # The facts of a graph have no order; position ids count the columns after them.
         positions = F.pad((batch.mask.cumsum(1) - 1).clamp(min=0), (columns, 0))
         return embeds, mask, positions, columns
+
+    def placed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """For a prompt that is in a cache: the mask (B, P + T) of its columns, and each row's next position (B,)."""
+        # Not from the last column's position: a prompt that is a graph alone has no column that is counted.
+        return self.layout(batch)[1], batch.mask.sum(1)
 
     def forward(
         self, batch: Batch, *, cache: Any = None, edit: Callable[[int, Tensor], Tensor] | None = None
@@ -131,8 +143,9 @@ class Thoughts(nn.Module):
         Returns:
             (B, T - first + 1, D).
         """
-        if self.arm == "continuous" or self.multipass or (edit is not None and batch.thoughts):
+        if batch.thoughts and (self.arm == "continuous" or self.multipass or edit is not None):
             deferring = torch.is_grad_enabled() and self.backbone.width >= DEFER_FROM_WIDTH
+            deferring = deferring and not getattr(self.backbone, "recomputes", False)
             with self.deferred if deferring else nullcontext():
                 return self.columns(batch, cache=cache, edit=edit)[0]
         embeds, mask, positions, graph = self.layout(batch)
@@ -173,11 +186,10 @@ class Thoughts(nn.Module):
         return torch.cat(states, 1), thoughts
 
     def replaced(self, batch: Batch, thoughts: Tensor, *, cache: Any = None) -> Tensor:
-        """Hidden states as `forward`, with given thoughts (B, K, D) put in AFTERWARDS: none of them is computed anew."""
+        """Hidden states as `forward`, with thoughts (B, K, D) put in AFTERWARDS: none of them is computed anew."""
         embeds, mask, positions, graph = self.layout(batch)
         first, end = graph + batch.first, graph + batch.first + batch.thoughts
         latent = batch.latent[:, batch.first : batch.first + batch.thoughts, None]
-        middle = torch.where(latent, thoughts, embeds[:, first:end])
+        middle = torch.where(latent, thoughts.to(embeds.dtype), embeds[:, first:end])
         embeds = torch.cat((embeds[:, :first], middle, embeds[:, end:]), 1)
         return self._run(embeds, mask, positions, cache, first - 1, graph)
-

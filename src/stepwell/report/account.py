@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from stepwell.report.cells import Cell, Column, Row, Section, Table, dash, number, plural
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import counted, share_cell
+from stepwell.report.measures import counted, grouped, headed, other_count, share_cell
 from stepwell.report.verdicts import verdict_rows
 
 SHOWN_PACKAGES = ("stepwell", "torch", "transformers", "numpy", "scipy", "pydantic", "safetensors", "plotly")
@@ -87,21 +87,27 @@ def _findings(findings: list[Record]) -> list[Table]:
 def _shortcuts(data: RunData) -> list[Table]:
     found = {(str(r.get("rule")), str(r.get("set"))): r for r in data.of_kind("shortcut") if r.get("n")}
     rules, sets = dict.fromkeys(rule for rule, _ in found), list(dict.fromkeys(name for _, name in found))
+    counts = {name: _common(int(r["n"]) for (_, of), r in found.items() if of == name) for name in sets}
     rows = []
     for rule in rules:
         cells = [Cell(text=rule)]
         for name in sets:
             record = found.get((rule, name))
             estimate = counted(float(record["correct"]), int(record["n"])) if record else None
-            cells.append(
-                share_cell(estimate, "not counted on this set", count=f"n {int(record['n']):,}" if record else "")
-            )
+            count = other_count(record, counts[name]) if record else ""
+            cells.append(share_cell(estimate, "not counted on this set", count=count))
         rows.append(Row(cells=tuple(cells)))
-    columns = (Column(name="rule"), *(Column(name=name, note="%", numeric=True) for name in sets))
+    columns = (Column(name="rule"), *(Column(name=name, note=headed(counts[name]), numeric=True) for name in sets))
     title = "Rules that need no reasoning, accuracy in %"
     told = [f"`{rule}` {RULES[rule]}" for rule in rules if rule in RULES]
     note = f"{'; '.join(told)}. A rule that is silent on an item counts as half right." if told else ""
     return [Table(title=title, columns=columns, rows=tuple(rows), note=note)] if rows else []
+
+
+def _common(counts: Iterable[int]) -> str:
+    """The n of all rules of a set, "" where they differ."""
+    found = set(counts)
+    return f"{found.pop():,}" if len(found) == 1 else ""
 
 
 def _checks(data: RunData) -> list[Table]:
@@ -117,7 +123,24 @@ def _checks(data: RunData) -> list[Table]:
         for record in data.of_kind("check")
     )
     columns = (Column(name="arm"), Column(name="check"), Column(name="result"), Column(name="detail"))
-    return [Table(title="Checks", columns=columns, rows=rows)] if rows else []
+    if not rows:
+        return []
+    every = Table(title=f"All {len(rows):,} checks", columns=columns, rows=rows, folded=True)
+    return [_checks_by_name(list(data.of_kind("check"))), every]
+
+
+def _checks_by_name(checks: list[Record]) -> Table:
+    """One line for each check, however many arms and seeds it was made for; what failed in full."""
+    rows = []
+    for name, same in grouped(checks, lambda record: str(record.get("name"))).items():
+        failed = [record for record in same if not record.get("passed")]
+        told = "; ".join(f"{record.get('arm', '')}: {record.get('detail') or 'no detail'}" for record in failed)
+        result = f"{len(same) - len(failed):,} of {len(same):,} passed"
+        rows.append(Row(cells=(Cell(text=name), Cell(text=result, tone="no-go" if failed else "go"), Cell(text=told))))
+    columns = [Column(name="check"), Column(name="result"), Column(name="failed")]
+    if not any(row.cells[2].text for row in rows):
+        columns, rows = columns[:2], [Row(cells=row.cells[:2]) for row in rows]
+    return Table(title="Checks", columns=tuple(columns), rows=tuple(rows))
 
 
 def overrides_section(data: RunData) -> Section:
@@ -160,7 +183,7 @@ def environment_section(data: RunData) -> Section:
         ("cpu", env.get("cpu")),
         ("cpus", env.get("cpu_count")),
         ("memory", f"{env['memory_bytes'] / 2**30:.1f} GiB" if env.get("memory_bytes") else None),
-        ("devices", ", ".join(map(str, env.get("devices") or ())) or None),
+        ("GPUs", ", ".join(map(str, env.get("devices") or ())) or ("none" if "devices" in env else None)),
         ("run", env.get("run")),
         *((name, packages[name]) for name in SHOWN_PACKAGES if name in packages),
         *((f"data {name}", f"sha256 {str(digest)[:16]}") for name, digest in (env.get("data") or {}).items()),

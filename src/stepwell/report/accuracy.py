@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stepwell.report.cells import Cell, Chart, Column, Row, Section, Series, Table, dash, number, plural
+from stepwell.report.cells import MINUS, Cell, Chart, Column, Row, Section, Series, Table, dash, number, plural
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import (
     common_count,
@@ -157,8 +157,13 @@ def _margin(records: Sequence[Record]) -> Cell:
     estimate = mean(records, "margin")
     if estimate is None or estimate.value is None:
         return dash("no margin recorded")
-    known = estimate.low is not None and estimate.high is not None
-    return Cell(text=f"{estimate.value:.2f}", interval=f"{estimate.low:.2f} to {estimate.high:.2f}" if known else "")
+    low, high = estimate.low, estimate.high
+    interval = "no interval" if low is None or high is None else f"{_nats(low)} to {_nats(high)}"
+    return Cell(text=_nats(estimate.value), interval=interval)
+
+
+def _nats(value: float) -> str:
+    return f"{value:.2f}".replace("-", MINUS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +202,7 @@ def _set_chart(folder: RunData, name: str, items: Sequence[Record]) -> Chart:
         form="intervals",
         x_title="accuracy, %",
         series=tuple(series),
-        rules=((CHANCE, "chance"),),
+        rules=((CHANCE, "chance between two options"),),
         note="Filled: free decoding. Open: forced choice. Grey: rules without reasoning. Bars: 95% intervals.",
     )
 

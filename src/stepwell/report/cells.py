@@ -14,6 +14,7 @@ Tone = Literal["", "go", "no-go", "inconclusive", "muted", "alert"]
 DASH = "\u2013"
 TO = "\u2013"
 TIMES = "\u00d7"
+MINUS = "\u2212"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Cell:
         tone: a colour that repeats what the words say, and never replaces them.
         code: set in the typewriter face.
         rows: lines of the table that it spans; the lines below then lack a cell for this column.
+        columns: columns that it spans.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Cell:
     tone: Tone = ""
     code: bool = False
     rows: int = 1
+    columns: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +61,13 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table with its caption, and the sentence to show where it would be empty."""
+    """A table with its caption. A folded one opens when asked, and is not printed."""
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     note: str = ""
-    missing: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +155,11 @@ def number(value: Any, *, why: str = "not recorded", digits: int = 3) -> Cell:
 
 
 def digits_of(value: float, digits: int = 3) -> str:
-    """A number as printed: 17,886; 0.954; 2.1e-05."""
+    """A number as printed: 17,886; 0.954; 2.1e-05. A negative one has a true minus sign."""
     if not math.isfinite(value):
         return "not finite"
+    if value < 0:
+        return MINUS + digits_of(-value, digits)
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     if abs(value) >= 10 ** (digits - 1):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stepwell.report.cells import Cell, Chart, Column, Row, Section, Series, Table, dash, number, percent, plural
+from stepwell.report.cells import Cell, Chart, Column, Row, Section, Series, Table, number, percent, plural
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import counted, grouped, share_cell
 
@@ -20,7 +20,7 @@ def curves_section(folder: RunData) -> Section:
     """One small chart an arm, one line a seed; each with the table of its numbers."""
     lasting = [record for records in folder.records.values() for record in last_attempt(records)]
     steps, validations, advances = (
-        grouped((record for record in lasting if record.get("kind") == kind), _job)
+        grouped((record for record in lasting if record.get("kind") == kind), job_of)
         for kind in ("step", "validation", "advance")
     )
     if not steps and not validations:
@@ -46,76 +46,14 @@ def curves_section(folder: RunData) -> Section:
     )
 
 
-def seeds_section(folder: RunData) -> Section:
-    """What each run of each arm came to, restarts and alerts counted."""
-    from stepwell.report.accuracy import first_set
-
-    name = first_set(folder)
-    jobs = _training_jobs(folder)
-    checked = {int(record["n"]) for record in folder.of_kind("validation") if record.get("n")}
-    tested = [r for r in folder.of_kind("item") if str(r.get("set")) == name and _is_clean(r)]
-    counts = {len(group) for group in grouped(tested, _job).values()}
-    rows = [_seed_row(folder, job, name, alike=(len(checked) == 1, len(counts) == 1)) for job in jobs]
-    columns = (
-        Column(name="arm"),
-        Column(name="seed", numeric=True),
-        Column(name="trainable", note="parameters", numeric=True),
-        Column(name="steps", numeric=True),
-        Column(name="stage", note="last", numeric=True),
-        Column(name="loss", note="last, nats", numeric=True),
-        Column(name="validation", note=f"last, %{_counted_over(checked)}", numeric=True),
-        Column(name=f"set {name}" if name else "test", note=f"free, %{_counted_over(counts)}", numeric=True),
-        Column(name="restarts", numeric=True),
-        Column(name="alerts", numeric=True),
-    )
-    total = sum(1 for _ in folder.of_kind("restart"))
-    note = f"{plural(total, 'restart')} in all: a restart begins anew with another seed." if total else "No restart."
-    table = Table(title="Each arm and seed", columns=columns, rows=tuple(rows), note=note)
-    return Section(
-        key="seeds",
-        title="Seeds",
-        tables=(table, *_restarts(folder)) if rows else (),
-        missing="" if rows else "No training was recorded.",
-    )
-
-
-def alerts_section(folder: RunData) -> Section:
-    """What the monitors said while training ran."""
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(text=str(record.get("arm", "")), code=True),
-                number(record.get("seed")),
-                Cell(text=str(record.get("monitor", "")), code=True),
-                number(record.get("step")),
-                Cell(text=str(record.get("message", ""))),
-            )
-        )
-        for record in folder.of_kind("alert")
-    )
-    columns = (
-        Column(name="arm"),
-        Column(name="seed", numeric=True),
-        Column(name="monitor"),
-        Column(name="step", numeric=True),
-        Column(name="message"),
-    )
-    table = Table(title=plural(len(rows), "alert"), columns=columns, rows=rows)
-    return Section(
-        key="alerts",
-        title="Alerts",
-        tables=(table,) if rows else (),
-        missing="" if rows else "The monitors raised no alert.",
-    )
-
-
 def last_attempt(records: Sequence[Record]) -> Sequence[Record]:
     """A job's records after its last restart: earlier attempts count steps of their own."""
     restarts = [index for index, record in enumerate(records) if record.get("kind") == "restart"]
     return records[restarts[-1] + 1 :] if restarts else records
 
 
-def _job(record: Record) -> tuple[str, str]:
+def job_of(record: Record) -> tuple[str, str]:
+    """Arm and seed of a record."""
     return str(record.get("arm", "")), str(record.get("seed", ""))
 
 
@@ -123,13 +61,8 @@ def _has(groups: dict[tuple[str, str], list[Record]], arm: str) -> bool:
     return any(of == arm for of, _ in groups)
 
 
-def _training_jobs(folder: RunData) -> list[tuple[str, str]]:
-    found = {_job(r) for kind in ("step", "validation") for r in folder.of_kind(kind)}
-    order = {arm: place for place, arm in enumerate(folder.arms())}
-    return sorted(found, key=lambda job: (order.get(job[0], len(order)), job[1].zfill(9)))
-
-
-def _finite(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
+    """A finite number, or None."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -139,7 +72,7 @@ def _accuracy_chart(arm: str, validations: Any, advances: Any, right: float | No
         if of != arm:
             continue
         seen = [record for record in records if record.get("step") is not None]
-        values = [_finite(record.get("accuracy")) for record in seen]
+        values = [finite(record.get("accuracy")) for record in seen]
         line = Series(
             label=f"seed {seed}",
             arm=arm,
@@ -172,7 +105,7 @@ def _accuracy_chart(arm: str, validations: Any, advances: Any, right: float | No
 
 
 def _validation_row(seed: str, record: Record) -> Row:
-    accuracy, n = _finite(record.get("accuracy")), record.get("n")
+    accuracy, n = finite(record.get("accuracy")), record.get("n")
     measured = accuracy is not None and n
     cell = share_cell(counted(round(accuracy * n), int(n)) if measured else None, "accuracy or n not recorded")  # type: ignore[operator]
     return Row(cells=(Cell(text=seed), number(record["step"]), number(record.get("curriculum_stage")), cell))
@@ -183,7 +116,7 @@ def _loss_chart(arm: str, steps: Any, advances: Any, right: float | None, span: 
     for (of, seed), records in steps.items():
         if of != arm:
             continue
-        lost += sum(_finite(record.get("loss")) is None for record in records)
+        lost += sum(finite(record.get("loss")) is None for record in records)
         binned, width = binned_means(records, "loss")
         widest = max(widest, width)
         series.append(
@@ -234,7 +167,7 @@ def binned_means(records: Sequence[Record], field: str, points: int = POINTS) ->
     bins = [records[start : start + width] for start in range(0, len(records), width)]
     means: Means = []
     for group in bins:
-        values = [value for record in group if (value := _finite(record.get(field))) is not None]
+        values = [value for record in group if (value := finite(record.get(field))) is not None]
         whole = len(values) == len(group)
         means.append((float(group[-1]["step"]), sum(values) / len(values) if whole else None))
     return means, width
@@ -267,69 +200,3 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _counted_over(counts: set[int]) -> str:
-    """The n for the head of a column, where it is the same for all."""
-    return f", n {next(iter(counts)):,}" if len(counts) == 1 else ""
-
-
-def _is_clean(record: Record) -> bool:
-    return (record.get("condition") or "clean") == "clean"
-
-
-def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[bool, bool]) -> Row:
-    from stepwell.report.measures import share
-
-    arm, seed = job
-
-    def mine(kind: str) -> list[Record]:
-        return [record for record in folder.of_kind(kind) if _job(record) == job]
-
-    steps, validations = mine("step"), mine("validation")
-    # Parameters are counted once an arm, or once a run of it.
-    parameters = mine("parameters") or [r for r in folder.of_kind("parameters") if str(r.get("arm")) == arm]
-    items = [record for record in mine("item") if str(record.get("set")) == name and _is_clean(record)]
-    restarts, alerts = mine("restart"), mine("alert")
-    last = steps[-1] if steps else {}
-    checked = validations[-1] if validations else {}
-    accuracy, n = _finite(checked.get("accuracy")), checked.get("n")
-    measured = counted(round(accuracy * n), int(n)) if accuracy is not None and n else None
-    return Row(
-        cells=(
-            Cell(text=arm, code=True),
-            Cell(text=seed),
-            number(parameters[-1].get("trainable") if parameters else None),
-            number(last.get("step"), why="no step recorded"),
-            number(last.get("curriculum_stage", checked.get("curriculum_stage"))),
-            number(last.get("loss"), why="not finite" if last else "no step recorded"),
-            share_cell(measured, "no validation recorded", count="" if alike[0] or not n else f"n {n:,}"),
-            share_cell(
-                share(items, "correct"), "not evaluated", count="" if alike[1] or not items else f"n {len(items):,}"
-            ),
-            number(len(restarts)),
-            number(len(alerts)) if not alerts else Cell(text=f"{len(alerts):,}", tone="alert"),
-        ),
-        group=arm,
-    )
-
-
-def _restarts(folder: RunData) -> tuple[Table, ...]:
-    rows = tuple(
-        Row(
-            cells=(
-                Cell(text=str(record.get("arm", "")), code=True),
-                number(record.get("seed")),
-                number(record.get("attempt")),
-                Cell(text=str(record.get("reason", ""))) if record.get("reason") else dash("no reason recorded"),
-            )
-        )
-        for record in folder.of_kind("restart")
-    )
-    columns = (
-        Column(name="arm"),
-        Column(name="seed", numeric=True),
-        Column(name="attempt", numeric=True),
-        Column(name="reason"),
-    )
-    return (Table(title="Restarts", columns=columns, rows=rows),) if rows else ()

@@ -88,6 +88,6 @@ def _chart(folder: RunData, name: str, conditions: Sequence[str], by: ByArm) -> 
         form="intervals",
         x_title="accuracy, %",
         series=tuple(series),
-        rules=((CHANCE, "chance"),),
+        rules=((CHANCE, "chance between two options"),),
         note="Filled: as trained. Open: latents changed. Bars: 95% intervals.",
     )

@@ -23,10 +23,10 @@ ENDS = {
 SAID = {
     "failed": ("failed", "failed"),
     "stopped": ("was stopped before its end", "were stopped before their end"),
-    "skipped": ("was not to run", "were not to run"),
+    "skipped": ("was not run", "were not run"),
     "blocked": ("could not run", "could not run"),
     "unfinished": ("did not finish", "did not finish"),
-    "waiting": ("has not run", "have not run"),
+    "waiting": ("has not begun", "have not begun"),
 }
 TONES: dict[str, Tone] = {"done": "", "failed": "no-go", "skipped": "muted", "waiting": "muted"}
 

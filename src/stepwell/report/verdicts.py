@@ -1,21 +1,19 @@
-"""What the gates decided, and what follows from it: computed from verdicts alone, never from a point estimate.
-
-The answer quotes what each gate asks and the side its interval took. It is silent on everything no gate asked.
-"""
+"""What the gates decided: one row a gate, its criteria below it. Read from verdict records; nothing is recomputed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stepwell.report.cells import DASH, Cell, Column, Row, Section, Table, dash, digits_of, joined, number, plural
+from stepwell.report.cells import DASH, Cell, Column, Row, Section, Table, dash, digits_of, number
 from stepwell.report.folder import Record, RunData, read_folder
 
-WORDS = {"go": "go", "no-go": "no-go", "inconclusive": "inconclusive"}
+DECISIONS = ("go", "no-go", "inconclusive")
 SIGNS = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 Tone = Literal["go", "no-go", "inconclusive", "muted"]
+Finding = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,8 @@ class VerdictRow:
         reason: one sentence from the gate, or why it could not be decided; "" where it was not reached.
         mode: `interval`, `point`, or "".
         n_to_decide: units in total that would decide; None where decided, or where none would.
-        findings: what each criterion found, `parts` of a criterion after it.
+        combine: whether `all` or `any` of the criteria are needed for go.
+        findings: what each criterion found; with `parts`, one for each value it was decided for.
         override: the reason given for changing the gate after the run began; "" where nobody did.
         changes: what was changed then.
     """
@@ -41,26 +40,23 @@ class VerdictRow:
     reason: str
     mode: str
     n_to_decide: int | None
-    findings: tuple[Mapping[str, Any], ...] = ()
+    combine: str = "all"
+    findings: tuple[Finding, ...] = ()
     override: str = ""
     changes: tuple[str, ...] = ()
 
+    @property
+    def telling(self) -> tuple[Finding, ...]:
+        """The criteria that decided: those that say what the gate says."""
+        return tuple(finding for finding in self.findings if finding.get("decision") == self.decision)
 
-@dataclass(frozen=True, kw_only=True)
-class Headline:
-    """The answer in one sentence, and its limits.
-
-    Args:
-        tone: of the deciding gate, for the colour; "muted" where none has decided.
-        answer: one sentence.
-        may: what may be concluded, a sentence each.
-        may_not: what may not, a sentence each.
-    """
-
-    tone: Tone
-    answer: str
-    may: tuple[str, ...]
-    may_not: tuple[str, ...]
+    @property
+    def sure(self) -> bool:
+        """Whether the decision rests on intervals and facts. One such criterion is enough where one is enough."""
+        if self.mode != "point" or not self.telling:
+            return self.mode != "point"
+        needs_each = self.decision == ("no-go" if self.combine == "any" else "go")
+        return (all if needs_each else any)(is_sound(finding) for finding in self.telling)
 
 
 def verdict_rows(folder: RunData | Path | str) -> tuple[VerdictRow, ...]:
@@ -76,26 +72,60 @@ def verdict_rows(folder: RunData | Path | str) -> tuple[VerdictRow, ...]:
     return tuple(_row(name, planned.get(name, {}), last.get(name), failed.get(name, "")) for name in names)
 
 
-def headline(folder: RunData | Path | str) -> Headline:
-    """The study's answer from its verdicts: the gate that closed the run first, then the others."""
-    data = folder if isinstance(folder, RunData) else read_folder(folder)
-    rows = verdict_rows(data)
-    decided = [row for row in rows if row.decision in WORDS]
-    if not rows:
-        return Headline(tone="muted", answer="This plan has no gate, so the run concludes nothing.", may=(), may_not=())
-    may = tuple(text for row in decided if row.decision != "inconclusive" for text in _may(row))
-    may_not = tuple(_may_not(row) for row in rows if row.decision not in ("go", "no-go") or row.mode == "point")
-    may_not += tuple(_overridden(row) for row in rows if row.override)
-    may_not += ("Nothing that no gate asked: other figures in this report describe this run, and decide nothing.",)
-    if not decided:
-        answer = f"There is no answer yet: none of {plural(len(rows), 'gate')} has been decided."
-        return Headline(tone="muted", answer=answer, may=may, may_not=may_not)
-    closing = next((row for row in decided if row.route == "stop"), decided[-1])
-    if closing.route != "stop" and closing is not rows[-1]:
-        open_ones = len(rows) - len(decided)
-        answer = f"There is no answer yet: {_of_all(open_ones, len(rows))} not decided; so far, {_counts(decided)}."
-        return Headline(tone="muted", answer=answer, may=may, may_not=may_not)
-    return Headline(tone=_tone(closing.decision), answer=_answer(closing, rows), may=may, may_not=may_not)
+def _row(name: str, planned: Mapping[str, Any], record: Record | None, failed: str) -> VerdictRow:
+    asks, combine = str(planned.get("asks") or name), str(planned.get("combine") or "all")
+    if record is None:
+        return VerdictRow(
+            gate=name, asks=asks, decision="not reached", route="", reason=failed, mode="", n_to_decide=None
+        )
+    override = record.get("override") or {}
+    return VerdictRow(
+        gate=name,
+        asks=asks,
+        decision=str(record.get("decision")),
+        route=str(record.get("route") or ""),
+        reason=str(record.get("reason") or "").removeprefix(f"{record.get('decision')}: "),
+        mode=str(record.get("mode") or "interval"),
+        n_to_decide=record.get("n_to_decide"),
+        combine=combine,
+        findings=tuple(record.get("criteria") or ()),
+        override=str(override.get("reason") or ""),
+        changes=tuple(map(str, override.get("changes") or ())),
+    )
+
+
+def tone_of(decision: str) -> Tone:
+    """The colour of a decision."""
+    return decision if decision in ("go", "no-go", "inconclusive") else "muted"
+
+
+def leaves(findings: tuple[Finding, ...]) -> Iterator[Finding]:
+    """The findings with an estimate of their own: parts stand for the criterion they belong to, and say so."""
+    for finding in findings:
+        parts = finding.get("parts")
+        if not parts:
+            yield finding
+        for part in parts or ():
+            about = [str(text) for text in (finding.get("about"), part.get("about")) if text]
+            yield {**part, "about": ", ".join(dict.fromkeys(about))}
+
+
+def is_interval(finding: Finding) -> bool:
+    """Whether a finding has an interval with a confidence."""
+    return finding.get("method") not in ("fact", "point") and isinstance(finding.get("confidence"), int | float)
+
+
+def is_sound(finding: Finding) -> bool:
+    """Whether a criterion compared no point estimate."""
+    return all(leaf.get("method") == "fact" or is_interval(leaf) for leaf in leaves((finding,)))
+
+
+def wanted(leaf: Finding) -> str:
+    """What a criterion asks for: `≥ 0.7`, `all true`."""
+    if leaf.get("statistic") == "every":
+        return "all true"
+    threshold = leaf.get("threshold")
+    return DASH if threshold is None else f"{SIGNS.get(str(leaf.get('comparison')), '')} {threshold:g}".strip()
 
 
 def verdict_section(data: RunData) -> Section:
@@ -103,8 +133,7 @@ def verdict_section(data: RunData) -> Section:
     rows = verdict_rows(data)
     columns = (
         Column(name="decision"),
-        Column(name="asked"),
-        Column(name="measured"),
+        Column(name="asked and measured"),
         Column(name="estimate", numeric=True),
         Column(name="wanted", numeric=True),
         Column(name="n", numeric=True),
@@ -119,157 +148,36 @@ def verdict_section(data: RunData) -> Section:
     )
 
 
-def quoted(asks: str) -> str:
-    """What a gate asks, in quotation marks and without its closing full stop."""
-    return f"“{asks.strip().rstrip('.')}”"
-
-
-def _row(name: str, planned: Mapping[str, Any], record: Record | None, failed: str) -> VerdictRow:
-    asks = str(planned.get("asks") or name)
-    if record is None:
-        return VerdictRow(
-            gate=name, asks=asks, decision="not reached", route="", reason=failed, mode="", n_to_decide=None
-        )
-    override = record.get("override") or {}
-    return VerdictRow(
-        gate=name,
-        asks=asks,
-        decision=str(record.get("decision")),
-        route=str(record.get("route") or ""),
-        reason=str(record.get("reason") or "").removeprefix(f"{record.get('decision')}: "),
-        mode=str(record.get("mode") or "interval"),
-        n_to_decide=record.get("n_to_decide"),
-        findings=tuple(record.get("criteria") or ()),
-        override=str(override.get("reason") or "") if isinstance(override, dict) else str(override),
-        changes=tuple(map(str, override.get("changes") or ())) if isinstance(override, dict) else (),
-    )
-
-
-def _tone(decision: str) -> Tone:
-    return decision if decision in ("go", "no-go", "inconclusive") else "muted"
-
-
-def _answer(closing: VerdictRow, rows: tuple[VerdictRow, ...]) -> str:
-    """`“Does it?”: yes, at 95% confidence; of the other 3 gates, 2 say go and 1 is inconclusive.`"""
-    side = {"go": "yes", "no-go": "no", "inconclusive": "not decided"}[closing.decision]
-    how = _how(closing) if closing.decision != "inconclusive" else ""
-    text = f"{quoted(closing.asks)}: {side}{how}"
-    if closing.route == "stop":
-        text += ", and there the run stopped"
-    others = [row for row in rows if row is not closing]
-    if len(others) == 1:
-        text += f"; the other gate {_said(1, others[0].decision)}"
-    elif others:
-        text += f"; of the other {len(others)} gates, {_counts(others)}"
-    return text + "."
-
-
-def _counts(rows: Iterable[VerdictRow]) -> str:
-    """`2 say go and 1 is inconclusive`."""
-    found = [row.decision for row in rows]
-    counts = [(found.count(word), word) for word in (*WORDS, "not reached")]
-    return joined(f"{count} {_said(count, word)}" for count, word in counts if count)
-
-
-def _of_all(count: int, total: int) -> str:
-    return f"{count} of the {total} gates {'is' if count == 1 else 'are'}"
-
-
-def _said(count: int, word: str) -> str:
-    be = "is" if count == 1 else "are"
-    return f"{'says' if count == 1 else 'say'} {word}" if word in ("go", "no-go") else f"{be} {word}"
-
-
-def _how(row: VerdictRow) -> str:
-    """The strength of a decision: facts are certain, intervals have a confidence, points have none."""
-    leaves = list(_leaves(row.findings))
-    levels = [leaf["confidence"] for leaf in leaves if _is_interval(leaf)]
-    if row.mode == "point" and not levels:
-        return ", by a point estimate without confidence"
-    if not levels:
-        return ", as a fact of the records"
-    partly = ", in part by a point estimate without confidence" if row.mode == "point" else ""
-    return f", at {digits_of(100 * min(levels))}% confidence{partly}"
-
-
-def _is_interval(leaf: Mapping[str, Any]) -> bool:
-    return leaf.get("method") not in ("fact", "point") and isinstance(leaf.get("confidence"), int | float)
-
-
-def _leaves(findings: tuple[Mapping[str, Any], ...]) -> Iterator[Mapping[str, Any]]:
-    for finding in findings:
-        parts = finding.get("parts")
-        yield from parts if parts else (finding,)
-
-
-def _may(row: VerdictRow) -> Iterator[str]:
-    """What a decided gate allows; where it compared points as well, only its parts with an interval, and its facts."""
-    asked = f"{quoted(row.asks)} (gate `{row.gate}`"
-    if row.mode != "point":
-        yield f"{'Yes' if row.decision == 'go' else 'No'} to {asked}{_how(row)}): {row.reason.rstrip('.')}."
-        return
-    sound = [leaf for leaf in _leaves(row.findings) if leaf.get("method") == "fact" or _is_interval(leaf)]
-    told = [str(leaf.get("reason") or "") for leaf in sound if leaf.get("decision") in ("go", "no-go")]
-    if any(told):
-        yield f"Of {asked}) only this: {'; '.join(filter(None, told))}."
-
-
-def _may_not(row: VerdictRow) -> str:
-    asked = f"{quoted(row.asks)} (gate `{row.gate}`)"
-    if row.decision == "inconclusive":
-        more = (
-            f"{row.n_to_decide:,} units in all would decide at the present estimate"
-            if row.n_to_decide is not None
-            else "no number of units would decide it at the present estimate"
-        )
-        return f"Neither yes nor no to {asked}: {row.reason.rstrip('.')}; {more}."
-    if row.mode == "point" and row.decision in WORDS:
-        return f"A sure {row.decision} to {asked}: a point estimate was compared, which carries no confidence."
-    return f"Anything about {asked}: it was not decided{f', for {row.reason}' if row.reason else ''}."
-
-
-def _overridden(row: VerdictRow) -> str:
-    return f"That gate `{row.gate}` was set before the run: it was changed after the start (“{row.override}”)."
-
-
 def _lines(row: VerdictRow) -> Iterator[Row]:
-    """One line for each criterion (or part of one); decision and question span them."""
-    leaves = list(_leaves(row.findings))
+    """The question and the reason on one line, then a line for each criterion or part of one, beside the decision."""
+    found = list(leaves(row.findings))
     route = {"next": "", "stop": "the run stops", "": ""}.get(row.route, f"goes to {row.route}")
-    why = row.reason
+    why = [row.reason.rstrip(".")]
     if row.mode == "point":
-        why += " Where the mode is point, the estimate alone was compared: such a decision carries no confidence."
+        why.append("Where the mode is point, the estimate alone was compared: that carries no confidence")
     if row.override:
-        why += f" Overridden after the start: {row.override}"
-    height = max(1, len(leaves))
-    head = (
-        Cell(text=row.decision, tone=_tone(row.decision), interval=row.gate, count=route, rows=height),
-        Cell(text=row.asks, why=why.strip(), rows=height),
-    )
-    if not leaves:
-        yield Row(cells=(*head, *[dash("not decided") for _ in range(5)]), group=row.gate)
-    for index, leaf in enumerate(leaves):
-        several = len(leaves) > 1
-        yield Row(cells=(*(head if index == 0 else ()), *_finding(leaf, several=several)), group=row.gate)
+        why.append(f"Overridden after the start: {row.override}")
+    decision = Cell(text=row.decision, tone=tone_of(row.decision), interval=row.gate, count=route, rows=1 + len(found))
+    asked = Cell(text=row.asks, why=" ".join(f"{text}." for text in why if text), columns=5)
+    yield Row(cells=(decision, asked), group=row.gate)
+    for leaf in found:
+        yield Row(cells=_finding(leaf, several=len(found) > 1), group=row.gate)
 
 
-def _finding(leaf: Mapping[str, Any], *, several: bool) -> tuple[Cell, ...]:
+def _finding(leaf: Finding, *, several: bool) -> tuple[Cell, ...]:
     decision = str(leaf.get("decision"))
-    every = leaf.get("statistic") == "every"
-    threshold = leaf.get("threshold")
-    wanted = "all true" if every else SIGNS.get(str(leaf.get("comparison")), "")
-    limit = "" if every or threshold is None else f" {threshold:g}"
+    mode = "" if leaf.get("method") == "fact" else f"mode {leaf.get('mode') or 'interval'}"
     needed = dash("decided" if decision in ("go", "no-go") else "no n would decide at this estimate")
     return (
-        Cell(text=str(leaf.get("metric", "")), count=str(leaf.get("about") or ""), code=True),
-        _estimate(leaf, _tone(decision) if several else ""),
-        Cell(text=f"{wanted}{limit}".strip() or DASH, interval=f"mode {leaf.get('mode') or 'interval'}"),
+        Cell(text=str(leaf.get("metric", "")), count=str(leaf.get("about") or leaf.get("stage") or ""), code=True),
+        _estimate(leaf, tone_of(decision) if several else ""),
+        Cell(text=wanted(leaf), interval=mode),
         number(leaf.get("n"), why="no records"),
         needed if leaf.get("n_to_decide") is None else number(leaf["n_to_decide"]),
     )
 
 
-def _estimate(leaf: Mapping[str, Any], tone: Tone | Literal[""]) -> Cell:
+def _estimate(leaf: Finding, tone: Tone | Literal[""]) -> Cell:
     """The estimate with its interval. Among several criteria each also says its own decision, in colour and word."""
     value, low, high, level = (leaf.get(key) for key in ("value", "low", "high", "confidence"))
     said = str(leaf.get("decision")) if tone else ""

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from stepwell.report.account import data_section, environment_section, overrides_section
 from stepwell.report.accuracy import accuracy_section, examples_section, outside_section
+from stepwell.report.answer import Headline, headline
 from stepwell.report.cells import Section
-from stepwell.report.curves import alerts_section, curves_section, seeds_section
+from stepwell.report.curves import curves_section
 from stepwell.report.folder import RunData, read_folder
 from stepwell.report.interventions import interventions_section
 from stepwell.report.progress import cost_section, jobs_section, missing_section
-from stepwell.report.verdicts import Headline, VerdictRow, headline, verdict_rows, verdict_section
+from stepwell.report.seeds import alerts_section, seeds_section
+from stepwell.report.verdicts import VerdictRow, verdict_rows, verdict_section
 
 __all__ = ["Headline", "Report", "VerdictRow", "headline", "verdict_rows", "view"]
 

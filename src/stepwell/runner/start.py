@@ -9,6 +9,7 @@ import yaml
 from stepwell import __version__
 from stepwell.engine.worker import seed_of
 from stepwell.errors import StageFailed, StepwellError
+from stepwell.estimate import estimate
 from stepwell.fingerprint import fingerprint, of_spec
 from stepwell.plan import Job, Plan, jobs
 from stepwell.plan.check import params_of
@@ -51,6 +52,9 @@ def run(plan: Plan, folder: Path | str, *, override: str | None = None, needed_b
             identities = job_fingerprints(plan, among)
             files = {path for stage in plan.stages for _, path in data_files(params_of(stage))}
             where.write_environment(plan, {job.id: seed_of(plan.seed, job) for job in among}, files)
+            if not resumed:
+                cost = estimate(plan)
+                where.event("estimate", device=cost.device.name, hours=cost.hours, price=cost.price)
             return Walk(plan, among, identities, where, policy).to_the_end(resumed)
         except OSError as error:
             if not is_disk_full(error):

@@ -95,7 +95,7 @@ def _text_backbone(model: TextModel, seed: int, device: str) -> tuple[Any, Any, 
     from stepwell.shapes import Shape
 
     if model.name is None:
-        tokenizer = WordTokenizer()
+        tokenizer: Any = WordTokenizer()
         shape = Shape(
             architecture=model.architecture, vocabulary=len(tokenizer), width=model.width, layers=model.layers,
             heads=model.heads, max_positions=model.max_positions, dropout=model.dropout,
@@ -104,11 +104,12 @@ def _text_backbone(model: TextModel, seed: int, device: str) -> tuple[Any, Any, 
             shape, seed=seed, device=device, gradient_checkpointing=model.gradient_checkpointing
         )
         vocabulary = tokenizer.get_vocab()
-        return backbone, tokenizer, [vocabulary[name] for name in MARKERS]
-    backbone = HFBackbone.load(model.name, device=device, gradient_checkpointing=model.gradient_checkpointing)
-    markers = backbone.add_tokens(MARKERS)
+        markers: Sequence[int] = [vocabulary[name] for name in MARKERS]
+    else:
+        backbone = HFBackbone.load(model.name, device=device, gradient_checkpointing=model.gradient_checkpointing)
+        markers, tokenizer = backbone.add_tokens(MARKERS), backbone.tokenizer
     if model.checkpoint is not None:
         from stepwell.checkpoints import load_coconut_checkpoint
 
         load_coconut_checkpoint(model.checkpoint, backbone)
-    return backbone, backbone.tokenizer, markers
+    return backbone, tokenizer, markers

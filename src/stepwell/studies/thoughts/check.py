@@ -1,7 +1,7 @@
 """The stage `thoughts.model`: before any money is spent, does this arm's model learn what its labels say?
 
-The label self-test trains the arm on a toy batch until it decodes it exactly: labels shifted twice, an answer or EOS left
-without supervision, or a prompt that differs between training and decoding cannot pass it.
+The label self-test trains the arm on a toy batch until it decodes it exactly: labels shifted twice, an answer or EOS
+left without supervision, or a prompt that differs between training and decoding cannot pass it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,10 @@ def swapped(item: Item) -> Item | None:
     names = item.idx_to_symbol
     root, target = names[path[0]], names[item.neg_target]
     facts, _, question = item.question.rpartition("Is ")
-    steps = [f"{names[a]} is a {names[b]}." if a == path[0] else f"Every {names[a]} is a {names[b]}."
-             for a, b in zip(path, path[1:], strict=False)]  # fmt: skip
+    steps = [
+        f"{names[a]} is a {names[b]}." if a == path[0] else f"Every {names[a]} is a {names[b]}."
+        for a, b in pairwise(path)
+    ]
     return replace(
         item,
         id=f"{item.id}-swapped",

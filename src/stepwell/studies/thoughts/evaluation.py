@@ -22,12 +22,14 @@ def evaluate(params: EvaluateParams, ctx: StageContext) -> None:
     arm: Arm = ctx.job.axes["arm"]
     model, (trained,), (data,) = model_params(ctx), ctx.inputs["train"], ctx.inputs["data"]
     built = reloaded(model, arm, trained.folder / f"{params.weights}.safetensors", ctx)
-    stage = final_stage(trained.records("check")) if arm in WITH_CURRICULUM else 0
+    stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
     names = params.sets or [r["set"] for r in data.records("dataset") if r["set"] not in ("train", "steer")]
     for done, name in enumerate(names):
         reader = built.reader(data.folder, name)
-        _conditions(params, ctx, built.thoughts, reader, name, stage)
-        if arm in WITH_LATENTS:
+        intervened = not params.intervene or name in params.intervene
+        conditions = params.conditions if intervened else ("clean",)
+        _conditions(params, ctx, built.thoughts, reader, name, stage, conditions)
+        if arm in WITH_LATENTS and intervened:
             for allowed in params.thoughts_allowed:
                 if allowed != stage:
                     _ask(params, ctx, built.thoughts, reader, name, allowed, f"thoughts-{allowed}", {})
@@ -35,13 +37,19 @@ def evaluate(params: EvaluateParams, ctx: StageContext) -> None:
 
 
 def _conditions(
-    params: EvaluateParams, ctx: StageContext, model: Thoughts, reader: Reader, name: str, stage: int
+    params: EvaluateParams,
+    ctx: StageContext,
+    model: Thoughts,
+    reader: Reader,
+    name: str,
+    stage: int,
+    conditions: tuple[str, ...],
 ) -> None:
-    edited = [condition for condition in params.conditions if condition != "clean"]
+    edited = [condition for condition in conditions if condition != "clean"]
     thoughts = None
     if edited and model.arm in WITH_LATENTS and stage:
         thoughts = collect(model, reader, stage=stage, seed=ctx.seed, batch_size=params.batch_size, items=params.items)
-    for condition in params.conditions:
+    for condition in conditions:
         if condition == "clean":
             _ask(params, ctx, model, reader, name, stage, condition, {})
         elif thoughts is not None:

@@ -108,7 +108,7 @@ class ModelParams(Spec):
 
 
 class Restart(Spec):
-    """A training whose first stage (written steps) does not come off the ground begins again with other initial weights.
+    """A training whose first stage (written steps) does not come off the ground begins again with other weights.
 
     The rule looks at the steering split in curriculum stage 0 only, the same for every arm that writes steps there, so
     it cannot favour an arm by its result. Each restart is a record.
@@ -143,6 +143,7 @@ class EvaluateParams(Spec):
     Attributes:
         sets: which sets; empty = all but training and steering.
         conditions: clean, and thoughts replaced after they were computed.
+        intervene: the sets on which thoughts are replaced or their number changed; empty = all that are evaluated.
         thoughts_allowed: evaluate also with these numbers of latents in place of the stage's.
         items: of each set, the first so many; 0 = all.
         weights: the last, or the best by the steering split.
@@ -150,6 +151,7 @@ class EvaluateParams(Spec):
 
     sets: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ("clean",)
+    intervene: tuple[str, ...] = ()
     thoughts_allowed: tuple[Count, ...] = ()
     items: Count = 0
     batch_size: int = Field(default=64, ge=1)
@@ -201,6 +203,7 @@ KINDS = (
                 "advance": frozenset({"step", "curriculum_stage", "reason"}),
                 "restart": frozenset({"attempt", "step", "reason"}),
                 "alert": frozenset({"monitor", "step", "message", "stopped"}),
+                "trained": frozenset({"curriculum_stage"}),
                 "check": frozenset({"name", "passed", "detail"}),
             },
             estimate=f"{_HERE}.cost:of_training",

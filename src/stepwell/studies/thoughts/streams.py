@@ -27,7 +27,8 @@ class ThoughtStream:
     """
 
     def __init__(self, reader: Reader, arm: Arm, *, batch_size: int, accumulation: int, seed: int) -> None:
-        self.reader, self.arm, self.seed = reader, arm, seed
+        self.reader, self.seed = reader, seed
+        self.arm: Arm = arm
         self.batch_size, self.accumulation = min(batch_size, len(reader)), accumulation
         self.steps_per_epoch = max(1, len(reader) // (self.batch_size * accumulation))
         # An epoch's order is asked for at every step of it.

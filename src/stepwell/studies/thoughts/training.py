@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepwell.errors import StageFailed
 from stepwell.evaluate import accuracy, score
 from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, Arm, Batch, Thoughts
 from stepwell.objectives import cross_entropy, supervised
@@ -46,9 +49,9 @@ class ThoughtModel:
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the nats of the supervised tokens, and their number; logits nowhere else."""
         batch = batch.to(next(self.module.parameters()).device)
-        hidden = self.module(batch)
+        hidden = self.module(batch.inputs())
         mask, targets = supervised(batch.labels, batch.first)
-        return cross_entropy(self.module.backbone.logits(hidden[mask]), targets)
+        return cross_entropy(self.module.backbone.logits(hidden[mask[:, :-1]]), targets)
 
     def supervised(self, batch: Batch) -> int:
         """Number of supervised tokens."""
@@ -99,6 +102,8 @@ def train(params: TrainParams, ctx: StageContext) -> None:
             continue
         break
     _finish(model, arm, thoughts, progress.stage, ctx)
+    # Of this process: a training that was resumed has its earlier part in the events before.
+    ctx.event("cost", cpu_seconds=round(time.process_time(), 2), steps=progress.step)
 
 
 def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx: StageContext) -> None:
@@ -114,7 +119,10 @@ def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx
     after = ThoughtModel(built=fresh, steer=trained.steer, seed=trained.seed).validate(stage)
     detail = f"{before[0]} of {before[1]} right before saving, {after[0]} of {after[1]} after reading back"
     ctx.write("check", name="reloaded-rescored", passed=before == after, detail=detail)
-    ctx.write("check", name="final-stage", passed=True, stage=stage, detail=f"ended in curriculum stage {stage}")
+    if before != after:
+        raise StageFailed(f"the saved weights do not score as the model did: {detail}",
+                          "Report this: a checkpoint must be what was trained.", stage=ctx.job.id)  # fmt: skip
+    ctx.write("trained", curriculum_stage=stage)
     finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
     ctx.write(
         "check", name="weights-finite", passed=finite, detail="all weights are finite" if finite else "NaN or inf"
@@ -132,6 +140,6 @@ def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Bui
     return built
 
 
-def final_stage(records: Any) -> int:
+def final_stage(records: Iterable[Mapping[str, Any]]) -> int:
     """The curriculum stage a training ended in, from its records."""
-    return next(record["stage"] for record in records if record.get("name") == "final-stage")
+    return next(record["curriculum_stage"] for record in records if record["kind"] == "trained")

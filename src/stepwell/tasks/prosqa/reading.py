@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from stepwell.errors import StepwellError
 from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, WITH_LATENTS, Arm, Batch
 from stepwell.tasks.prosqa.graphs import GraphArrays
 from stepwell.tasks.prosqa.items import Item, chain_is_valid
@@ -32,7 +33,7 @@ class Answer:
         text: the answer as text, empty where there is none.
         correct: whether it is the right one.
         steps: the ids before the answer's marker; the forced choice goes on from them.
-        chain_valid: whether the written steps lead from root to target; None where none were to be written.
+        chain_valid: whether the written steps lead from root to target; None where none are.
     """
 
     text: str
@@ -71,6 +72,9 @@ class SymbolReader:
         graphs: the items.
         layout: how a graph becomes columns.
         ids: the items' ids; by default their place in the set.
+
+    Raises:
+        StepwellError: an item has more persons or concepts than the layout has names for.
     """
 
     eos = EOS
@@ -78,6 +82,16 @@ class SymbolReader:
     def __init__(self, graphs: GraphArrays, layout: SymbolFormat, ids: Sequence[str] = ()) -> None:
         self.layout, self.graphs, self.ids = layout, tensors(graphs), ids
         self.longest_tail = int(self.graphs["hops"].max()) + 3 if len(graphs) else 0
+        persons = graphs.persons.sum(1)
+        for kind, most, names in (
+            ("persons", persons.max(initial=0), layout.persons),
+            ("concepts", (graphs.n_nodes - persons).max(initial=0), layout.concepts),
+        ):
+            if most > names:
+                raise StepwellError(
+                    f"an item has {most} {kind}, but the model has names for {names}: two nodes would share one",
+                    f"raise `{kind}` of the model to {most} or more",
+                )
 
     def __len__(self) -> int:
         return len(self.graphs["root"])

@@ -2,7 +2,7 @@
 
 Two prompts:
 
-- `pairs`: two tokens a fact (source, target), then `?`, the root and both options: about 40 tokens for `mini`;
+- `pairs`: two tokens a fact (source, target), then `?`, both options and the root: about 40 tokens for `mini`;
 - `facts`: one column a fact and no order among them (`SmallLM.embed_graph`): another task than reading text, and the
   report says so.
 
@@ -55,7 +55,7 @@ class SymbolFormat:
         return f"P{token}" if token < self.persons else f"c{token - self.persons}"
 
     def rename(self, graphs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Fresh symbols of every node: (B, N)."""
+        """Fresh symbols of every node: (B, N); no two nodes of an item share one (padding may)."""
         person = graphs["persons"]
         rank = torch.where(person, person.cumsum(1), (~person).cumsum(1)) - 1
         size = len(person)

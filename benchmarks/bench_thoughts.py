@@ -1,0 +1,148 @@
+"""`continuous`: forward and backward against the single pass of `shared`, and against the naive implementation.
+
+Same weights, same batch; loss and gradients of both implementations are compared in the run. GPT-2-small shape from
+scratch, fp32. Parts, to be chosen with --only:
+
+- single: continuous / shared, 180 question + 6 latents + 20 other columns, batch 8. Aim: at most 1.25.
+- cached: naive with cache / continuous, the same batch. Aim: at least 1.7.
+- recompute: naive without cache / continuous, the same batch, one pair.
+- long: naive with cache / continuous, 366 columns, batch 16, one pair. Aim: at least 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import common
+import naive
+import torch
+from torch import Tensor
+
+from stepwell.backbone import HFBackbone, Shape
+from stepwell.latents.thoughts import IGNORE, Batch, Thoughts
+from stepwell.objectives import cross_entropy, supervised
+
+PARTS = ("single", "cached", "recompute", "long")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Columns of a training batch: question, latents, the rest; and rows."""
+
+    rows: int
+    question: int
+    latents: int
+    rest: int
+
+
+SMALL, LONG = Size(rows=8, question=180, latents=6, rest=20), Size(rows=16, question=340, latents=6, rest=20)
+QUICK, QUICK_LONG = Size(rows=3, question=12, latents=3, rest=5), Size(rows=3, question=24, latents=3, rest=5)
+QUICK_SHAPE = Shape(vocabulary=211, width=64, layers=2, heads=4, max_positions=64)
+
+
+def batch_of(size: Size, vocabulary: int, *, seed: int = 0) -> Batch:
+    """Random tokens; every row has some padding on its left, as questions of unequal length have."""
+    generator = torch.Generator().manual_seed(seed)
+    columns, end = size.question + size.latents + size.rest, size.question + size.latents
+    ids = torch.randint(0, vocabulary, (size.rows, columns), generator=generator)
+    column, row = torch.arange(columns), torch.arange(size.rows)[:, None]
+    mask = column >= 3 * row % (size.question // 4)
+    latent = ((column >= size.question) & (column < end)).expand(size.rows, -1)
+    labels = torch.where(column >= end, ids, IGNORE)
+    return Batch(ids=ids, mask=mask, latent=latent, labels=labels, first=size.question, items=torch.arange(size.rows))
+
+
+def loss_of(thoughts: Thoughts, batch: Batch) -> Tensor:
+    """Mean nats of the supervised tokens, as training computes it."""
+    hidden = thoughts(batch.inputs())
+    mask, targets = supervised(batch.labels, batch.first)
+    nats, tokens = cross_entropy(thoughts.backbone.logits(hidden[mask[:, :-1]]), targets)
+    return nats / tokens
+
+
+class Work:
+    """One backbone, one batch, and the ways to compute a step of it."""
+
+    def __init__(self, backbone: HFBackbone, size: Size) -> None:
+        self.backbone = backbone
+        self.batch = batch_of(size, backbone.vocabulary)
+        vector = backbone.embed(torch.tensor([[1]]))[0, 0]
+        self.arms = {arm: Thoughts(backbone, arm, vector=vector) for arm in ("continuous", "shared")}
+        latents = tuple(range(size.question, size.question + size.latents))
+        self.plain = naive.NaiveBatch(
+            ids=self.batch.ids, labels=self.batch.labels, mask=self.batch.mask, latents=latents
+        )
+
+    def ours(self, arm: str = "continuous") -> Tensor:
+        """One step's loss, gradients left in the parameters."""
+        return self._step(lambda: loss_of(self.arms[arm], self.batch))
+
+    def naive(self, *, cached: bool) -> Tensor:
+        """The same by the naive implementation."""
+        return self._step(lambda: naive.loss(self.backbone.model, self.plain, cached=cached))
+
+    def _step(self, loss) -> Tensor:
+        self.backbone.zero_grad(set_to_none=True)
+        value = loss()
+        value.backward()
+        return value.detach()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """A copy of the gradients, by parameter."""
+        return {n: p.grad.clone() for n, p in self.backbone.named_parameters() if p.grad is not None}
+
+    def compare(self, *, cached: bool) -> None:
+        """Loss and gradients of both implementations; leaves where they differ beyond rounding."""
+        theirs, their_gradients = self.naive(cached=cached), self.gradients()
+        ours, our_gradients = self.ours(), self.gradients()
+        worst = _worst(our_gradients, their_gradients)
+        ok = torch.allclose(ours, theirs, rtol=1e-4) and worst < 1e-3
+        detail = f"loss {float(ours):.6f} and {float(theirs):.6f}; gradients differ by {worst:.1e} of their norm at most"
+        common.same("loss and gradients", ok, detail)
+
+
+def _worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest relative difference of a parameter's gradient; infinite where only one side has one."""
+    if ours.keys() != theirs.keys():
+        return float("inf")
+    # A gradient that is zero by symmetry (the keys' bias) has nothing to be relative to: the whole gradient's scale.
+    floor = 1e-3 * max(float(g.norm()) for g in theirs.values())
+    return max(float((ours[n] - g).norm()) / max(float(g.norm()), floor) for n, g in theirs.items())
+
+
+def run(part: str, work: Work, pairs: int, *, meant: bool) -> None:
+    """One part, warmed up by the comparison of results."""
+    if part == "single":
+        work.ours("shared")
+        work.ours()
+        found = common.in_pairs(work.ours, lambda: work.ours("shared"), pairs=pairs)
+        common.show_pairs("continuous / shared", ("continuous", "shared, one pass"), found)
+        common.aim("continuous / shared", found.ratio, "<=", 1.25, meant=meant)
+        return
+    cached = part != "recompute"
+    work.compare(cached=cached)
+    found = common.in_pairs(lambda: work.naive(cached=cached), work.ours, pairs=pairs if part == "cached" else 1)
+    name = "naive with cache" if cached else "naive without cache"
+    common.show_pairs(f"{name} / continuous", (name, "continuous"), found)
+    if part != "recompute":
+        common.aim(f"{name} / continuous", found.ratio, ">=", 5.0 if part == "long" else 1.7, meant=meant)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    given = parser.parse_args(arguments)
+    common.header("bench_thoughts", given, arguments)
+    pairs = given.pairs or (1 if given.quick else 5)
+    with common.threads(given.threads):
+        backbone = HFBackbone.from_shape(QUICK_SHAPE if given.quick else Shape(), device="cpu")
+        short, long = (QUICK, QUICK_LONG) if given.quick else (SMALL, LONG)
+        for part in given.only.split(","):
+            size = long if part == "long" else short
+            print(f"{part}: batch {size.rows}, {size.question} + {size.latents} + {size.rest} columns")
+            run(part, Work(backbone, size), pairs, meant=not given.quick)
+
+
+if __name__ == "__main__":
+    main()

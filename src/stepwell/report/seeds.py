@@ -1,0 +1,140 @@
+"""What each run of each arm came to: one line a seed, restarts and alerts counted and told."""
+
+from __future__ import annotations
+
+from stepwell.report.accuracy import first_set
+from stepwell.report.cells import Cell, Column, Row, Section, Table, dash, number, plural
+from stepwell.report.curves import finite, job_of
+from stepwell.report.folder import Record, RunData
+from stepwell.report.measures import counted, grouped, share, share_cell
+
+
+def seeds_section(folder: RunData) -> Section:
+    """What each run of each arm came to, restarts and alerts counted."""
+    name = first_set(folder)
+    jobs = _training_jobs(folder)
+    checked = {int(record["n"]) for record in folder.of_kind("validation") if record.get("n")}
+    tested = [r for r in folder.of_kind("item") if str(r.get("set")) == name and _is_clean(r)]
+    counts = {len(group) for group in grouped(tested, job_of).values()}
+    rows = [_seed_row(folder, job, name, alike=(len(checked) == 1, len(counts) == 1)) for job in jobs]
+    columns = (
+        Column(name="arm"),
+        Column(name="seed", numeric=True),
+        Column(name="trainable", note="parameters", numeric=True),
+        Column(name="steps", numeric=True),
+        Column(name="stage", note="last", numeric=True),
+        Column(name="loss", note="last, nats", numeric=True),
+        Column(name="validation", note=f"last, %{_counted_over(checked)}", numeric=True),
+        Column(name=f"set {name}" if name else "test", note=f"free, %{_counted_over(counts)}", numeric=True),
+        Column(name="restarts", numeric=True),
+        Column(name="alerts", numeric=True),
+    )
+    total = sum(1 for _ in folder.of_kind("restart"))
+    note = f"{plural(total, 'restart')} in all: a restart begins anew with another seed." if total else "No restart."
+    table = Table(title="Each arm and seed", columns=columns, rows=tuple(rows), note=note)
+    return Section(
+        key="seeds",
+        title="Seeds",
+        tables=(table, *_restarts(folder)) if rows else (),
+        missing="" if rows else "No training was recorded.",
+    )
+
+
+def alerts_section(folder: RunData) -> Section:
+    """What the monitors said while training ran."""
+    rows = tuple(
+        Row(
+            cells=(
+                Cell(text=str(record.get("arm", "")), code=True),
+                number(record.get("seed")),
+                Cell(text=str(record.get("monitor", "")), code=True),
+                number(record.get("step")),
+                Cell(text=str(record.get("message", ""))),
+            )
+        )
+        for record in folder.of_kind("alert")
+    )
+    columns = (
+        Column(name="arm"),
+        Column(name="seed", numeric=True),
+        Column(name="monitor"),
+        Column(name="step", numeric=True),
+        Column(name="message"),
+    )
+    table = Table(title=plural(len(rows), "alert"), columns=columns, rows=rows)
+    return Section(
+        key="alerts",
+        title="Alerts",
+        tables=(table,) if rows else (),
+        missing="" if rows else "The monitors raised no alert.",
+    )
+
+
+def _training_jobs(folder: RunData) -> list[tuple[str, str]]:
+    found = {job_of(r) for kind in ("step", "validation") for r in folder.of_kind(kind)}
+    order = {arm: place for place, arm in enumerate(folder.arms())}
+    return sorted(found, key=lambda job: (order.get(job[0], len(order)), job[1].zfill(9)))
+
+
+def _counted_over(counts: set[int]) -> str:
+    """The n for the head of a column, where it is the same for all."""
+    return f", n {next(iter(counts)):,}" if len(counts) == 1 else ""
+
+
+def _is_clean(record: Record) -> bool:
+    return (record.get("condition") or "clean") == "clean"
+
+
+def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[bool, bool]) -> Row:
+    arm, seed = job
+
+    def mine(kind: str) -> list[Record]:
+        return [record for record in folder.of_kind(kind) if job_of(record) == job]
+
+    steps, validations = mine("step"), mine("validation")
+    # Parameters are counted once an arm, or once a run of it.
+    parameters = mine("parameters") or [r for r in folder.of_kind("parameters") if str(r.get("arm")) == arm]
+    items = [record for record in mine("item") if str(record.get("set")) == name and _is_clean(record)]
+    restarts, alerts = mine("restart"), mine("alert")
+    last = steps[-1] if steps else {}
+    checked = validations[-1] if validations else {}
+    accuracy, n = finite(checked.get("accuracy")), checked.get("n")
+    measured = counted(round(accuracy * n), int(n)) if accuracy is not None and n else None
+    return Row(
+        cells=(
+            Cell(text=arm, code=True),
+            Cell(text=seed),
+            number(parameters[-1].get("trainable") if parameters else None),
+            number(last.get("step"), why="no step recorded"),
+            number(last.get("curriculum_stage", checked.get("curriculum_stage")), why="no curriculum"),
+            number(last.get("loss"), why="not finite" if last else "no step recorded"),
+            share_cell(measured, "no validation recorded", count="" if alike[0] or not n else f"n {n:,}"),
+            share_cell(
+                share(items, "correct"), "not evaluated", count="" if alike[1] or not items else f"n {len(items):,}"
+            ),
+            number(len(restarts)),
+            number(len(alerts)) if not alerts else Cell(text=f"{len(alerts):,}", tone="alert"),
+        ),
+        group=arm,
+    )
+
+
+def _restarts(folder: RunData) -> tuple[Table, ...]:
+    rows = tuple(
+        Row(
+            cells=(
+                Cell(text=str(record.get("arm", "")), code=True),
+                number(record.get("seed")),
+                number(record.get("attempt")),
+                Cell(text=str(record.get("reason", ""))) if record.get("reason") else dash("no reason recorded"),
+            )
+        )
+        for record in folder.of_kind("restart")
+    )
+    columns = (
+        Column(name="arm"),
+        Column(name="seed", numeric=True),
+        Column(name="attempt", numeric=True),
+        Column(name="reason"),
+    )
+    return (Table(title="Restarts", columns=columns, rows=rows),) if rows else ()
