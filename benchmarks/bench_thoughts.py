@@ -111,18 +111,19 @@ def _worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     return max(float((ours[n] - g).norm()) / max(float(g.norm()), floor) for n, g in theirs.items())
 
 
-def run(part: str, work: Work, pairs: int, *, meant: bool) -> None:
+def run(part: str, work: Work, pairs: int, *, kind: str, meant: bool) -> None:
     """One part, warmed up by the comparison of results."""
     if part == "single":
         work.ours("shared")
         work.ours()
-        found = common.in_pairs(work.ours, lambda: work.ours("shared"), pairs=pairs)
+        found = common.in_pairs(work.ours, lambda: work.ours("shared"), pairs=pairs, kind=kind)
         common.show_pairs("continuous / shared", ("continuous", "shared, one pass"), found)
         common.aim("continuous / shared", found.ratio, "<=", 1.25, meant=meant)
         return
     cached = part != "recompute"
     work.compare(cached=cached)
-    found = common.in_pairs(lambda: work.naive(cached=cached), work.ours, pairs=pairs if part == "cached" else 1)
+    pairs = pairs if part == "cached" else 1
+    found = common.in_pairs(lambda: work.naive(cached=cached), work.ours, pairs=pairs, kind=kind)
     name = "naive with cache" if cached else "naive without cache"
     common.show_pairs(f"{name} / continuous", (name, "continuous"), found)
     if part != "recompute":
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for part in given.only.split(","):
             size = long if part == "long" else short
             print(f"{part}: batch {size.rows}, {size.question} + {size.latents} + {size.rest} columns")
-            run(part, Work(backbone, size), pairs, meant=not given.quick)
+            run(part, Work(backbone, size), pairs, kind=given.clock, meant=not given.quick)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -39,16 +40,24 @@ class Pairs:
         return statistics.median(self.a) / statistics.median(self.b)
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one call."""
-    began = time.perf_counter()
+def clock(kind: str) -> float:
+    """Seconds so far: of `wall`, or of `cpu`, the processor time of this process and of the children it waited for."""
+    if kind == "wall":
+        return time.perf_counter()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def timed(work: Callable[[], Any], kind: str = "wall") -> float:
+    """Seconds of one call."""
+    began = clock(kind)
     work()
-    return time.perf_counter() - began
+    return clock(kind) - began
 
 
-def in_pairs(a: Callable[[], Any], b: Callable[[], Any], *, pairs: int) -> Pairs:
+def in_pairs(a: Callable[[], Any], b: Callable[[], Any], *, pairs: int, kind: str) -> Pairs:
     """Time A and B in turn; warm both up before, where that is wanted."""
-    seconds = [(timed(a), timed(b)) for _ in range(pairs)]
+    seconds = [(timed(a, kind), timed(b, kind)) for _ in range(pairs)]
     return Pairs(a=tuple(x for x, _ in seconds), b=tuple(y for _, y in seconds))
 
 
@@ -81,6 +90,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a small shape, seconds: shows that it works, not how fast")
     made.add_argument("--pairs", type=int, help="interleaved pairs")
     made.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
+    made.add_argument(
+        "--clock", choices=("wall", "cpu"), default="wall",
+        help="cpu: processor time, for a machine that others use too; give it one thread, for waiting threads spin",
+    )  # fmt: skip
     return made
 
 
@@ -88,7 +101,7 @@ def header(name: str, given: argparse.Namespace, arguments: Sequence[str] | None
     """Print what was run, where and at which commit."""
     words = sys.argv[1:] if arguments is None else arguments
     print(f"benchmarks/{name}.py {' '.join(words)}".rstrip())
-    print(f"  machine: {machine(given.threads)}")
+    print(f"  machine: {machine(given.threads)}; clock: {given.clock}")
     print(f"  commit: {commit()}")
 
 

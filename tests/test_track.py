@@ -137,14 +137,13 @@ def test_tensorboard_is_flushed_at_each_record(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_real_tensorboard_writes_what_it_reads(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    name = "tensorboard.backend.event_processing.event_accumulator"
+    reader = pytest.importorskip(name, reason="tensorboard is not installed")
     ctx, _ = context(tmp_path)
     ctx = tracked(ctx, ["tensorboard"])
     for step in range(3):
         ctx.write("step", step=step, loss=float(step))
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("step/loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]
 

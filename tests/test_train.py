@@ -274,6 +274,7 @@ def by_accuracy(**changes: Any) -> Curriculum:
         # one look every 2 steps, 10 of them; (step, new stage) of the advances
         ([10, 79, 80, 20, 90, 30, 30, 85, 85, 99], {}, [(6, 1), (10, 2), (16, 3)]),
         ([90] * 10, {"min_steps": 6}, [(6, 1), (12, 2), (18, 3)]),
+        ([10] * 9 + [90], {}, []),  # the last step opens no stage: no step would be trained in it
         ([10] * 10, {"max_steps": 8}, [(8, 1), (16, 2)]),
         ([10] * 10, {}, []),
         ([10, 10, 10, 90, 10, 10, 10, 10, 10, 10], {"max_steps": 10}, [(8, 1), (18, 2)]),

@@ -132,15 +132,13 @@ class Block(nn.Module):
         # Made contiguous once here, or every later product over this part would copy it again.
         key, value = self.key_value(normed).view(shape).permute(2, 0, 3, 1, 4).contiguous().unbind(0)
         parts = cache.append(layer, key, value)
-        query = self.query(normed[:, skip:]).view(batch, columns - skip, self.heads, -1).transpose(1, 2)
+        query = self.query(normed[:, skip:]).view(batch, columns - skip, *shape[3:]).transpose(1, 2)
         mixed = _attention(query, parts, bias)
         return self.output(mixed.transpose(1, 2).reshape(batch, columns - skip, width))
 
     def forward(self, x: Tensor, bias: Tensor, cache: SmallCache, layer: int, skip: int) -> Tensor:
         """x (B, T, D) -> (B, T - skip, D); the first `skip` columns only leave their keys and values."""
         attended = self.attend(x, bias, cache, layer, skip)
-        if attended.shape[1] == 0:
-            return attended
         x = x[:, skip:] + attended
         return x + self.down(self.activation(self.up(self.mlp_norm(x))))
 

@@ -181,6 +181,8 @@ class Training:
             self.on_best()
         if self.curriculum is None or self.curriculum.advance != "accuracy" or last:
             return
+        if self.progress.step >= self.total_steps:
+            return  # a stage that no step is trained in must not be the one that is evaluated
         inside = self.progress.step - self.progress.stage_began
         if inside >= self.curriculum.min_steps and accuracy is not None and accuracy >= self.curriculum.bar:
             self._advance(f"accuracy {accuracy:.3f} reached {self.curriculum.bar:g}")

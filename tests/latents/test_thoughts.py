@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from reference_thoughts import BACKBONES, backbone_of, random_batch, think_slowly, weighted
 from torch import Tensor
 
+from reference_thoughts import BACKBONES, backbone_of, random_batch, think_slowly, weighted
 from stepwell.latents import thoughts as module_of_thoughts
 from stepwell.latents.thoughts import ARMS, IGNORE, Arm, Batch, Thoughts
 from stepwell.studies.thoughts.evaluation import EDITS

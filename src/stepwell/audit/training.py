@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from stepwell.latents.thoughts import IGNORE, Batch
+from stepwell.tasks.prosqa.reading import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,18 @@ def account(module: nn.Module) -> Account:
 def supervised_tokens(batch: Batch) -> list[list[int]]:
     """The labels of each row, in order: exactly what the loss is computed on."""
     return [row[row != IGNORE].tolist() for row in batch.labels]
+
+
+def unanswered(batch: Batch, reader: Reader) -> list[int]:
+    """Rows whose supervised tokens, read back as if a model had written them, are not the right answer and then EOS.
+
+    The label self-test alone could miss an answer without supervision: EOS, which is taught, may be written instead.
+    """
+    return [
+        row
+        for row, tokens in enumerate(supervised_tokens(batch))
+        if tokens[-1:] != [reader.eos] or not reader.answer(batch, row, tokens[:-1]).correct
+    ]
 
 
 def learns_its_labels(model: Any, batch: Batch, eos: int, *, steps: int, lr: float) -> tuple[bool, str]:

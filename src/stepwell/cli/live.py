@@ -42,12 +42,13 @@ def shown(folder: Path, *, quiet: bool = False) -> Iterator[None]:
 
 def _table(folder: Path, over: threading.Event) -> None:
     from stepwell.runner import status
+    from stepwell.store import RunFolder
 
     with Live(console=show.console(), auto_refresh=False) as live:
         while True:
             last = over.wait(SECONDS_BETWEEN_TABLES)
             with contextlib.suppress(StepwellError, OSError, ValueError):  # the folder is only just being made
-                live.update(show.jobs(status(folder)), refresh=True)
+                live.update(show.jobs(status(folder), RunFolder(folder).read_plan()), refresh=True)
             if last:
                 return
 

@@ -138,17 +138,18 @@ def status(
 
     from stepwell.cli import show
     from stepwell.runner import status as status_of
+    from stepwell.store import RunFolder
 
-    rows = status_of(folder)
+    rows, plan = status_of(folder), RunFolder(folder).read_plan()
     output = show.console()
     if watch and sys.stdout.isatty():
-        with Live(show.jobs(rows), console=output, auto_refresh=False) as live:
+        with Live(show.jobs(rows, plan), console=output, auto_refresh=False) as live:
             while any(row.state == "running" for row in rows):
                 time.sleep(SECONDS_BETWEEN_TABLES)
                 rows = status_of(folder)
-                live.update(show.jobs(rows), refresh=True)
+                live.update(show.jobs(rows, plan), refresh=True)
     else:
-        output.print(show.jobs(rows))
+        output.print(show.jobs(rows, plan))
     if found := _verdicts(folder):
         output.print(show.verdicts(found))
 

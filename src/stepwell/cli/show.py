@@ -133,8 +133,8 @@ def totals(cost: Estimate) -> str:
     return "\n".join(lines)
 
 
-def jobs(rows: Sequence[JobStatus]) -> Table:
-    """The live table: one row a job."""
+def jobs(rows: Sequence[JobStatus], plan: Plan) -> Table:
+    """The live table: one row a job, and below it the time and the cost so far."""
 
     def row(job: JobStatus) -> tuple[Any, ...]:
         total = f"{job.done}/{job.total}" if job.total else ""
@@ -145,7 +145,18 @@ def jobs(rows: Sequence[JobStatus]) -> Table:
         took = "" if job.seconds is None else duration(job.seconds)
         return job.job, state(job.state), total, took, left, fields or job.message.partition("\n")[0]
 
-    return table(("job", "state", "steps", "time", "left", ""), map(row, rows), right=("steps", "time", "left"))
+    made = table(("job", "state", "steps", "time", "left", ""), map(row, rows), right=("steps", "time", "left"))
+    made.caption, made.caption_justify = _so_far(rows, plan), "left"
+    return made
+
+
+def _so_far(rows: Sequence[JobStatus], plan: Plan) -> str:
+    seconds = sum(job.seconds or 0.0 for job in rows)
+    text = f"{sum(job.state == 'done' for job in rows)} of {len(rows)} jobs done, {duration(seconds)} of job time"
+    if plan.hourly_price is None:
+        return text
+    # Jobs that run side by side share the device that is paid for.
+    return f"{text}, about {seconds / plan.workers / 3600 * plan.hourly_price:.2f} {plan.currency} so far"
 
 
 def _short(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stepwell.audit.training import Account, account, learns_its_labels, supervised_tokens
+from stepwell.audit.training import Account, account, learns_its_labels, supervised_tokens, unanswered
 from stepwell.latents.thoughts import WITH_LATENTS, Arm, Batch
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.build import Built, build
@@ -33,7 +33,7 @@ def check(params: ModelParams, ctx: StageContext) -> None:
     found = account(built.thoughts)
     ctx.write("parameters", **vars(found))
     _write(ctx, "parameters-expected", *_expected(built, found))
-    _write(ctx, "supervision", *_supervision(built, batch, reader.eos, arm))
+    _write(ctx, "supervision", *_supervision(built, batch, reader))
     _write(ctx, "one-pass", *_one_pass(params, arm, batch, ctx))
     _write(ctx, "forward-backward", *_gradients(built, reader, batch))
     passed, detail = learns_its_labels(
@@ -63,12 +63,12 @@ def _expected(built: Built, found: Account) -> tuple[bool, str]:
     return found.trainable == trainable and found.frozen_buffers == buffers, detail
 
 
-def _supervision(built: Built, batch: Batch, eos: int, arm: Arm) -> tuple[bool, str]:
+def _supervision(built: Built, batch: Batch, reader: Reader) -> tuple[bool, str]:
     tokens = supervised_tokens(batch)
     name = _namer(built)
     shown = " | ".join(" ".join(name(token) for token in row) for row in tokens[:2])
     no_latent = not bool((batch.labels[batch.latent] != -100).any())
-    return all(row and row[-1] == eos for row in tokens) and no_latent, f"supervised: {shown}"
+    return not unanswered(batch, reader) and no_latent, f"supervised: {shown}"
 
 
 def _namer(built: Built) -> Any:

@@ -22,7 +22,7 @@ from stepwell.studies.thoughts.params import ModelParams, TrainParams
 from stepwell.studies.thoughts.streams import ThoughtStream
 from stepwell.tasks.prosqa.reading import Reader
 from stepwell.track import tracked
-from stepwell.train import Stuck, Training, load_weights, save_weights
+from stepwell.train import Progress, Stuck, Training, load_weights, save_weights
 
 STEER_BATCH = 512
 
@@ -101,28 +101,22 @@ def train(params: TrainParams, ctx: StageContext) -> None:
             ctx.write("restart", attempt=attempt, step=stuck.step, reason=stuck.reason)
             continue
         break
-    _finish(model, arm, thoughts, progress.stage, ctx)
+    _finish(model, arm, thoughts, progress, ctx)
     # Of this process: a training that was resumed has its earlier part in the events before.
     ctx.event("cost", cpu_seconds=round(time.process_time(), 2), steps=progress.step)
 
 
-def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx: StageContext) -> None:
-    """Save, read back into a fresh model, rescore: a checkpoint that does not score as the model did is an error."""
+def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, progress: Progress, ctx: StageContext) -> None:
+    """Save the last weights, read last and best back into fresh models, rescore both."""
     module = trained.module
     module.eval()
-    before = trained.validate(stage)
-    path = ctx.folder / "last.safetensors"
-    save_weights(module, path)
-    if not (ctx.folder / "best.safetensors").exists():
+    right, n = trained.validate(progress.stage)
+    save_weights(module, ctx.folder / "last.safetensors")
+    _rescore(model, arm, trained, progress.stage, ctx, "last", right)
+    if progress.best is None:  # the last stage was never reached
         save_weights(module, ctx.folder / "best.safetensors")
-    fresh = reloaded(model, arm, path, ctx)
-    after = ThoughtModel(built=fresh, steer=trained.steer, seed=trained.seed).validate(stage)
-    detail = f"{before[0]} of {before[1]} right before saving, {after[0]} of {after[1]} after reading back"
-    ctx.write("check", name="reloaded-rescored", passed=before == after, detail=detail)
-    if before != after:
-        raise StageFailed(f"the saved weights do not score as the model did: {detail}",
-                          "Report this: a checkpoint must be what was trained.", stage=ctx.job.id)  # fmt: skip
-    ctx.write("trained", curriculum_stage=stage)
+    _rescore(model, arm, trained, progress.stage, ctx, "best", right if progress.best is None else progress.best * n)
+    ctx.write("trained", curriculum_stage=progress.stage)
     finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
     ctx.write(
         "check", name="weights-finite", passed=finite, detail="all weights are finite" if finite else "NaN or inf"
@@ -130,6 +124,23 @@ def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx
     if arm == "shared":
         moved = float((module.vector.detach() - trained.built.start).norm())
         ctx.write("check", name="vector-moved", passed=moved > 0.01, detail=f"L2 {moved:.4f}, at least .01 expected")
+
+
+def _rescore(
+    model: ModelParams, arm: Arm, trained: ThoughtModel, stage: int, ctx: StageContext, name: str, before: float
+) -> None:
+    """A checkpoint that does not score as the model did is an error; `before` is the number right then."""
+    fresh = reloaded(model, arm, ctx.folder / f"{name}.safetensors", ctx)
+    after, n = ThoughtModel(built=fresh, steer=trained.steer, seed=trained.seed).validate(stage)
+    same = after == round(before)
+    detail = f"{name}: {before:.0f} of {n} right before saving, {after} after reading back"
+    ctx.write("check", name="reloaded-rescored", passed=same, detail=detail)
+    if not same:
+        raise StageFailed(
+            f"the saved weights do not score as the model did: {detail}",
+            "Report this: a checkpoint must be what was trained.",
+            stage=ctx.job.id,
+        )
 
 
 def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Built:

@@ -1,0 +1,181 @@
+"""A run of `thoughts` that is killed anywhere and gone on with ends with the records of one that was left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import contents, events, started, tiny, write_plan
+
+import stepwell.store.job
+from stepwell.plan import Plan
+from stepwell.runner import run
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+# Long enough to be hit, with something to lose: dropout and moments in text, a changing number of thoughts in both.
+LONG = ("train.steps=60", "train.checkpoint_every=3", "data.n_test=100", "model.curriculum.max_steps=12")
+
+
+def begin(plan_file: Path, folder: Path) -> subprocess.Popen[str]:
+    """`stepwell run` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "stepwell", "run", str(plan_file), "--out", str(folder), "--quiet"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+def until(ready: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def in_training(folder: Path, job: str) -> bool:
+    return (folder / "checkpoints" / job / "last.ckpt").exists()
+
+
+def in_evaluation(folder: Path, job: str) -> bool:
+    path = folder / "records" / f"{job}.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def reference(plan: Plan, folder: Path) -> dict[str, str]:
+    """Records and artifacts of an unkilled run, in this process."""
+    run(plan, folder)
+    return contents(folder)
+
+
+def killed_at(plan_file: Path, folder: Path, moments: list[tuple[Callable[[Path, str], bool], str, float]]) -> None:
+    """Begin again and again; SIGKILL some seconds after each moment. Then to the end."""
+    for reached, job, seconds in moments:
+        process = begin(plan_file, folder)
+        until(lambda reached=reached, job=job: reached(folder, job), process)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    process = begin(plan_file, folder)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode in (0, 1, 2), errors
+    assert errors == ""
+
+
+def test_killed_in_training_and_in_evaluation_the_records_are_the_same(tmp_path: Path) -> None:
+    plan = tiny("engine=inline", *LONG)
+    wanted = reference(plan, tmp_path / "whole")
+    rng = random.Random(5)
+    moments = [
+        (in_training, "train.cot.0", rng.uniform(0.0, 0.5)),
+        (in_training, "train.continuous.0", rng.uniform(0.0, 0.5)),
+        (in_evaluation, "evaluate.continuous.0", rng.uniform(0.0, 0.2)),
+    ]
+    folder = tmp_path / "killed"
+    killed_at(write_plan(plan, tmp_path / "tiny.yaml"), folder, moments)
+    assert contents(folder) == wanted
+    restored = {event["job"] for event in events(folder, "job-restored")}
+    assert restored == {"train.cot.0", "train.continuous.0"}, "the kills hit nothing: the test tests nothing"
+    assert started(folder).count("evaluate.continuous.0") == 2
+    assert started(folder).count("data") == started(folder).count("model.cot") == 1
+
+
+class Killed(BaseException):
+    """What no `except Exception` stops: the process is gone."""
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["text", "symbols"])
+def test_stopped_dead_after_any_checkpoint_it_goes_on_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: bool
+) -> None:
+    """GPT-2 with dropout, the optimizer reset at each epoch; cut right behind a checkpoint and some records later."""
+    plan = tiny("engine=inline", "train.checkpoint_every=2", text=text, arms=("continuous",), gates=())
+    if text:
+        assert plan.stage("model").params["model"]["dropout"] == 0.1
+        assert plan.stage("train").params["reset_optimizer"] == "epoch"
+    wanted = reference(plan, tmp_path / "whole")
+    store, honest = stepwell.store.job.JobStore, stepwell.store.job.JobStore.write
+    rng, cuts, lines = random.Random(7), 0, 0
+    while True:
+        left = rng.randint(2, 9)
+
+        def mortal(self: object, kind: str, fields: object) -> None:
+            nonlocal left
+            if self.job.stage == "train":  # pyright: ignore[reportAttributeAccessIssue]
+                left -= 1
+                if left < 0:
+                    raise Killed
+            honest(self, kind, fields)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(store, "write", mortal)
+        try:
+            run(plan, tmp_path / "killed")
+            break
+        except Killed:
+            cuts += 1
+            lines += left
+    assert cuts >= 3
+    assert contents(tmp_path / "killed") == wanted
+    assert len(events(tmp_path / "killed", "job-restored")) >= 2
+
+
+def test_what_a_change_runs_again(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    everything = ["data", "audit", "model.cot", "model.continuous", "train.cot.0", "train.continuous.0",
+                  "evaluate.cot.0", "evaluate.continuous.0"]  # fmt: skip
+    training, evaluation = everything[4:], everything[6:]
+    small = ("engine=inline", "train.steps=6", "train.lr=1e-3")
+    before: list[str] = []
+    for overrides, wanted in (
+        ((), everything),
+        ((), []),
+        (("evaluate.items=5",), evaluation),
+        (("evaluate.items=5", "train.lr=2e-3"), training),
+        (("evaluate.items=5", "train.lr=2e-3", "workers=1", "hourly_price=2.0"), []),
+        (("evaluate.items=5", "train.lr=2e-3", "model.selftest_steps=81"), everything[2:]),
+        (("evaluate.items=5", "train.lr=2e-3", "model.selftest_steps=81", "data.n_test=17"),
+         ["data", "audit", *everything[4:]]),
+    ):  # fmt: skip
+        run(tiny(*small, *overrides), folder)
+        now = started(folder)
+        assert sorted(now[len(before) :]) == sorted(wanted), overrides
+        before = now
+    # What was run piece by piece is what one run of the last plan gives.
+    run(tiny(*small, *overrides), tmp_path / "fresh")
+    assert contents(folder) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [False, True], ids=["symbols", "text"])
+def test_twenty_kills_of_a_real_run_change_no_byte(tmp_path: Path, text: bool) -> None:
+    """Two workers side by side, killed with their runner at random moments; each kill in another place."""
+    settings = LONG[1:] if text else LONG
+    plan = tiny(*settings, text=text, arms=("cot", "continuous", "shared"))
+    wanted = reference(
+        tiny("engine=inline", *settings, text=text, arms=("cot", "continuous", "shared")), tmp_path / "w"
+    )
+    plan_file = write_plan(plan, tmp_path / "tiny.yaml")
+    rng = random.Random(20)
+    kills, round_ = 0, 0
+    while kills < 20:
+        round_ += 1
+        folder = tmp_path / f"run{round_}"
+        while True:
+            process = begin(plan_file, folder)
+            try:
+                _, errors = process.communicate(timeout=rng.uniform(1, 20) if kills < 20 else 300)
+                break
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+        assert process.returncode in (0, 1, 2), errors
+        assert contents(folder) == wanted
