@@ -56,8 +56,6 @@ def score(
         forced: also score both options; without, the margin is NaN.
     """
     device = next(model.parameters()).device
-    # Twice the longest gold continuation: a longer chain may still be valid, an endless one is not.
-    limit = 2 * reader.longest_tail
     for rows, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
         put_in = None
         if edit is not None:
@@ -66,8 +64,9 @@ def score(
         cache, hidden = _read(model, batch, put_in)
         mask, positions = model.placed(batch)
         found = greedy(
-            model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,), limit=limit
-        )
+            model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,),
+            limit=_limits(model, reader, batch, positions),
+        )  # fmt: skip
         answers = [reader.answer(batch, i, decoded.ids) for i, decoded in enumerate(found)]
         margins = _margins(model, reader, batch, answers, cache, hidden) if forced else [float("nan")] * len(answers)
         for i, row in enumerate(rows.tolist()):
@@ -108,6 +107,16 @@ def _read(model: Thoughts, batch: Batch, put_in: Tensor | None) -> tuple[Any, Te
     return cache, model(batch, cache=cache)[:, -1]
 
 
+def _limits(model: Thoughts, reader: Reader, batch: Batch, positions: Tensor) -> list[int]:
+    """New tokens at most for each row, such that its options still find positions after them."""
+    # Twice the longest gold continuation: a longer chain may still be valid, an endless one is not.
+    limit, known = 2 * reader.longest_tail, model.backbone.max_positions
+    if known is None or int(positions.max()) + 2 * limit <= known:  # far off: an option is shorter than `limit`
+        return [limit] * len(positions)
+    options = [max(map(len, reader.options(batch, row))) for row in range(len(positions))]
+    return [max(0, min(limit, known - p - o)) for p, o in zip(positions.tolist(), options, strict=True)]
+
+
 def _margins(
     model: Thoughts, reader: Reader, batch: Batch, answers: list[Answer], cache: Any, hidden: Tensor
 ) -> list[float]:
@@ -123,7 +132,8 @@ def _margins(
     scored = torch.tensor(
         [[s <= c < len(text) for c in range(longest)] for text, s in zip(texts, skip, strict=True)], device=device
     )
-    place = positions.repeat_interleave(2)[:, None] + torch.arange(longest, device=device)
+    # Columns of padding get a position that every model knows.
+    place = (positions.repeat_interleave(2)[:, None] + torch.arange(longest, device=device)).where(real, 0)
     states = model.backbone(
         model.backbone.embed(ids), positions=place, mask=torch.cat((mask.repeat_interleave(2, 0), real), 1),
         cache=cache.repeat(2),

@@ -189,19 +189,22 @@ def test_accumulation_and_a_second_backward_over_one_graph(chain: Chain, x: Tens
 
 
 def test_nested_contexts_are_chains_of_their_own(chain: Chain, x: Tensor):
-    """The same object or another one, and the outer chain goes on after the inner one."""
-    start, inner = chain(x, 2), chain(x.flip(0), 2)
-    (chain(start[:, -2:], 2).square().sum() + inner.square().sum() * 3).backward()
-    wanted = gradients(chain)
+    """The same object or another one; the outer chain goes on after the inner one, and either may be asked alone."""
+    chain(chain(x, 2)[:, -2:], 2).square().sum().backward()
+    wanted_outer = gradients(chain)
+    chain(x.flip(0), 2).square().sum().backward()
+    wanted_inner = gradients(chain)
     outside = DeferredWeightGradients()
     for inside in (outside, DeferredWeightGradients()):
         with outside:
             start = chain(x, 2)
             with inside:
-                inner = chain(x.flip(0), 2)
-            end = chain(start[:, -2:], 2)
-        (end.square().sum() + inner.square().sum() * 3).backward()
-        agree(gradients(chain), wanted)
+                inner = chain(x.flip(0), 2).square().sum()
+            outer = chain(start[:, -2:], 2).square().sum()
+        inner.backward()
+        agree(gradients(chain), wanted_inner)
+        outer.backward()
+        agree(gradients(chain), wanted_outer)
 
 
 def test_rows_of_a_backward_that_was_cut_short_are_forgotten(chain: Chain, x: Tensor, plain: dict[str, Tensor | None]):
@@ -261,6 +264,13 @@ def test_nothing_is_kept_after_the_context(chain: Chain, x: Tensor):
     with deferred:
         chain(x)
     assert deferred._chains == []
+
+
+def test_no_rows_are_kept_after_backward():
+    rows, weight = _Rows(), torch.ones(2, 2, requires_grad=True)
+    out: Any = _DeferredLinear.apply(torch.ones(3, 2), weight, rows)
+    out.sum().backward()
+    assert rows.inputs == rows.gradients == []
 
 
 def test_finite_differences():

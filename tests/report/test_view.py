@@ -60,6 +60,13 @@ def test_answer_quotes_the_closing_gate_and_counts_the_others(new_run: NewRun):
     assert told.may_not[-1].startswith("Nothing that no gate asked")
 
 
+def test_the_scope_of_the_plan_stands_among_what_may_not_be_concluded(new_run: NewRun):
+    run = new_run()
+    run.whole()
+    run.plan(scope="Anything about larger models.")
+    assert headline(run.path).may_not[-2] == "Anything about larger models."
+
+
 def test_the_answer_does_not_depend_on_measurements(new_run: NewRun):
     run = new_run()
     before = headline(run.whole())

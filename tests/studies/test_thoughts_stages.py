@@ -344,7 +344,7 @@ def test_a_folder_model_and_a_checkpoint_in_metas_layout_go_the_whole_way(tmp_pa
         loaded[name] = load_file(result.folder / "artifacts" / "train.continuous.0" / "last.safetensors")
         # What the labels say can be read in the records, in the model's own tokens.
         (shown,) = [c for c in records(result.folder, "model.cot", "check") if c["name"] == "supervision"]
-        assert "\\n" in shown["detail"] and "###" in shown["detail"]
+        assert "\\n" in shown["detail"] and "##" in shown["detail"]
     key = next(key for key in loaded["meta"] if key.endswith("wte.weight"))
     wanted = trained.model.get_input_embeddings().weight
     torch.testing.assert_close(loaded["meta"][key], wanted, rtol=0, atol=1e-6)

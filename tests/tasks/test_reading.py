@@ -401,6 +401,30 @@ def test_batched_is_single(name: str):
             assert a.answer == b.answer and math.isclose(a.margin, b.margin, rel_tol=1e-5, abs_tol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["pairs", "gpt2"])
+def test_positions_that_run_out_end_a_row_and_nothing_else(name: str):
+    """A model that knows few positions writes the beginning of what it would have written; both options still fit."""
+    model, reader = model_of(name, "cot"), text_reader(items_of("mini", 5))
+    roomy = list(score(model, reader, stage=0, seed=0, batch_size=5))
+    prompts = reader.ask(torch.arange(5), "cot", 0, seeded()).mask.sum(1).tolist()
+    options = [max(map(len, reader.options(whole(reader, "cot"), row))) for row in range(5)]
+    known = max(prompts) + max(options) + 2
+    limit_positions(model, known)
+    assert max(len(one.answer.steps) for one in roomy) > 2
+    for one, before, prompt, option in zip(
+        score(model, reader, stage=0, seed=0, batch_size=5), roomy, prompts, options, strict=True
+    ):
+        assert one.answer.steps == before.answer.steps[: known - prompt - option]
+        assert math.isfinite(one.margin)
+    assert [s.row for s in score(model, reader, stage=0, seed=0, batch_size=2)] == [0, 1, 2, 3, 4]
+
+
+def limit_positions(model: Thoughts, known: int) -> None:
+    table = model.backbone.position if hasattr(model.backbone, "position") else model.backbone.base.wpe
+    table.weight = torch.nn.Parameter(table.weight[:known].clone())
+    table.num_embeddings = model.backbone.max_positions = known
+
+
 def test_thoughts_put_in_are_the_ones_that_are_scored():
     model, reader = model_of("gpt2", "continuous"), reader_for("gpt2")
     thoughts = collect(model, reader, stage=2, seed=0, batch_size=2)

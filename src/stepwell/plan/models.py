@@ -160,6 +160,7 @@ class Plan(Spec):
     """A whole study at one rung.
 
     Args:
+        scope: what the findings of this rung are about, and what does not carry over; shown beside the answer.
         seed: of the whole study; each job's own seed is derived from it.
         axes: named lists of values that stages may expand over.
         engine: where jobs run: in this process, or each in its own.
@@ -174,6 +175,7 @@ class Plan(Spec):
     title: str
     question: str
     rung: str = "base"
+    scope: str = ""
     seed: int = Field(default=0, ge=0)
     axes: dict[Name, Scalars] = Field(default_factory=dict)
     engine: Literal["inline", "process"] = "inline"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.report.cells import digits_of, joined, plural
-from stepwell.report.folder import RunData
+from stepwell.report.folder import RunData, read_folder
 from stepwell.report.verdicts import (
     DECISIONS,
     Finding,
@@ -44,7 +44,8 @@ class Headline:
 
 def headline(folder: RunData | Path | str) -> Headline:
     """The study's answer from its verdicts: the gate that closed the run first, then the others."""
-    rows = verdict_rows(folder)
+    data = folder if isinstance(folder, RunData) else read_folder(folder)
+    rows = verdict_rows(data)
     decided = [row for row in rows if row.decision in DECISIONS]
     if not rows:
         return Headline(tone="muted", answer="This plan has no gate, so the run concludes nothing.", may=(), may_not=())
@@ -55,6 +56,8 @@ def headline(folder: RunData | Path | str) -> Headline:
         for row in rows
         if row.override
     )
+    if scope := str(data.plan.get("scope") or ""):
+        may_not += (scope,)
     may_not += ("Nothing that no gate asked: other figures in this report describe this run, and decide nothing.",)
     if not decided:
         answer = f"There is no answer yet: none of {plural(len(rows), 'gate')} has been decided."
