@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -163,6 +164,7 @@ class HFBackbone(nn.Module):
         if "position_ids" not in inspect.signature(self.base.forward).parameters:
             raise _unsupported(model, "it takes no position ids")
         self.recomputes = gradient_checkpointing
+        _fuse_gelu(self.base)
         if gradient_checkpointing:
             _checkpoint_layers(self.base)
 
@@ -483,6 +485,15 @@ def _unsupported(model: PreTrainedModel, why: str) -> StepwellError:
         f"{type(model).__name__} cannot be used as a backbone: {why}",
         "choose a causal LM with attention in every layer, such as GPT-2, Llama, Qwen2 or GPT-NeoX",
     )
+
+
+def _fuse_gelu(base: nn.Module) -> None:
+    # GPT-2's GELU is written in eight steps there, each of which keeps its own activations for backward. Torch has the
+    # same function as one; the configuration, and so what is saved, stays as it is.
+    for module in list(base.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def _checkpoint_layers(base: nn.Module) -> None:

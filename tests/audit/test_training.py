@@ -113,12 +113,12 @@ def test_the_wrong_option_as_the_answer_is_found() -> None:
 # ---- the label self-test
 
 
-def selftest(arm: Arm, params: ModelParams = SYMBOLS, model: Callable[[Any], Any] = lambda model: model, **changes: Any):
+def selftest(
+    arm: Arm, params: ModelParams = SYMBOLS, model: Callable[[Any], Any] = lambda inner: inner, steps: int = 150
+) -> tuple[bool, str]:
     built, reader = made(arm, params)
-    batch = batch_of(reader, arm)
-    steps = changes.pop("steps", 150)
     trained = model(ThoughtModel(built=built, steer=reader, seed=0))
-    return learns_its_labels(trained, replace(batch, **changes), reader.eos, steps=steps, lr=5e-3)
+    return learns_its_labels(trained, batch_of(reader, arm), reader.eos, steps=steps, lr=5e-3)
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -98,3 +98,30 @@ def contents(folder: Path, *parts: str) -> dict[str, str]:
         for path in sorted((folder / part).rglob("*"))
         if path.is_file()
     }
+
+
+def model_folder(folder: Path) -> Path:
+    """A GPT-2 of a few thousand weights with a byte-level tokenizer of its own, as transformers saves it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from stepwell.backbone import HFBackbone
+    from stepwell.shapes import Shape
+    from stepwell.tasks.prosqa import generate_graphs, render
+
+    items = render(generate_graphs("mini", 300, 1), "mini", 1)
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<|endoftext|>", "<<"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator([item.question + "".join(item.steps) + "### " for item in items], trainer)
+    shape = Shape(
+        architecture="gpt2", vocabulary=tokenizer.get_vocab_size(), width=32, layers=2, heads=2, max_positions=256
+    )
+    backbone = HFBackbone.from_shape(shape, device="cpu")
+    backbone.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    backbone.save(folder)
+    return folder

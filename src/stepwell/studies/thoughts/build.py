@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stepwell.errors import StepwellError
 from stepwell.latents.thoughts import Arm, Thoughts
 from stepwell.recipe import Curriculum
 from stepwell.small import SmallConfig, SmallLM
@@ -108,6 +109,12 @@ def _text_backbone(model: TextModel, seed: int, device: str) -> tuple[Any, Any, 
     else:
         backbone = HFBackbone.load(model.name, device=device, gradient_checkpointing=model.gradient_checkpointing)
         markers, tokenizer = backbone.add_tokens(MARKERS), backbone.tokenizer
+        if getattr(tokenizer, "eos_token_id", None) is None:
+            raise StepwellError(
+                "the model has no tokenizer" if tokenizer is None else "the model's tokenizer has no EOS token",
+                "put the tokenizer that the model was trained with into the folder, with an EOS token",
+                path=model.name,
+            )
     if model.checkpoint is not None:
         from stepwell.checkpoints import load_coconut_checkpoint
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stepwell.errors import StepwellError
 from stepwell.evaluate import collect, score
 from stepwell.latents.thoughts import WITH_CURRICULUM, WITH_LATENTS, Arm, Thoughts
 from stepwell.stage import StageContext
@@ -23,7 +24,13 @@ def evaluate(params: EvaluateParams, ctx: StageContext) -> None:
     model, (trained,), (data,) = model_params(ctx), ctx.inputs["train"], ctx.inputs["data"]
     built = reloaded(model, arm, trained.folder / f"{params.weights}.safetensors", ctx)
     stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
-    names = params.sets or [r["set"] for r in data.records("dataset") if r["set"] not in ("train", "steer")]
+    made = [record["set"] for record in data.records("dataset")]
+    names = params.sets or [name for name in made if name not in ("train", "steer")]
+    if unknown := [name for name in names if name not in made]:
+        raise StepwellError(
+            f"there is no set `{unknown[0]}`; sets: {', '.join(made)}",
+            "name some of them in `sets`, or leave it empty for all but training and steering",
+        )
     for done, name in enumerate(names):
         reader = built.reader(data.folder, name)
         intervened = not params.intervene or name in params.intervene
@@ -71,7 +78,8 @@ def _ask(
             "item", set=name, id=identity, condition=condition, hops=hops, latents=_latents(model, reader, stage),
             correct=scored.answer.correct, forced_correct=scored.forced_correct,
             margin=round(scored.margin, 6) if math.isfinite(scored.margin) else None,
-            chain_valid=scored.answer.chain_valid, prediction=scored.answer.text, answer=answer,
+            chain_valid=bool(scored.answer.chain_valid) if model.arm == "cot" else None,
+            prediction=scored.answer.text, answer=answer,
         )  # fmt: skip
     ctx.stop_if_asked()
 
