@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import common
 import numpy as np
 
+import common
 from stepwell.audit.data import FileAudit, audit_files
 from stepwell.tasks.prosqa import generate_graphs, generate_items, write_items
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import common
-import naive
 import torch
-from bench_thoughts import QUICK_SHAPE
 from torch import Tensor
 
+import common
+import naive
+from bench_thoughts import QUICK_SHAPE
 from stepwell.backbone import HFBackbone, Shape
 from stepwell.evaluate import score
 from stepwell.latents.thoughts import IGNORE, Batch, Thoughts

@@ -16,11 +16,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import common
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import common
 from stepwell.engine.worker import seed_of
 from stepwell.plan import Plan, jobs, load_plan
 from stepwell.runner import run
@@ -33,7 +33,7 @@ from stepwell.train import Training
 
 def plans(steps: int) -> tuple[Plan, Plan]:
     """The demo's data and model stages, and the same with the training; no gates, in this process."""
-    small = ["data.n_train=4000", "data.audited=100", "data.n_steer=200", "data.n_test=50"]
+    small = ["data.n_train=4000", "data.audited=100", "data.n_steer=200", "data.n_test=50", "model.selftest_steps=1"]
     short = [f"train.steps={steps}", f"train.validate_every={steps}", "train.restart=null", "engine=inline"]
     demo = load_plan("thoughts", rung="demo", overrides=[*small, *short, "workers=1"])
     axes = {**demo.axes, "arm": ("cot",)}
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     common.header("bench_overhead", given, arguments)
     steps, pairs = given.steps or (30 if given.quick else 400), given.pairs or (1 if given.quick else 5)
     before, plan = plans(steps)
-    loops, bare, rest = [], [], []
+    loops, bare, rest, wrong = [], [], [], []
     with tempfile.TemporaryDirectory() as place, common.threads(plan.threads_per_job):
         template = Path(place) / "template"
         run(before, template)
@@ -121,10 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             loop, other = framed(plan, template, folder, given.clock)
             alone = BareLoop(plan, template / "artifacts" / "data")
             seconds = common.timed(alone.train, given.clock)
+            (trained,) = folder.glob("artifacts/train*/last.safetensors")
+            wrong += differing(trained, alone.model.module)
             if pair:  # the first pair warms up
-                loops.append(loop), rest.append(other), bare.append(seconds)
-        (trained,) = folder.glob("artifacts/train*/last.safetensors")
-        wrong = differing(trained, alone.model.module)
+                loops.append(loop)
+                rest.append(other)
+                bare.append(seconds)
     common.same("weights at the end", not wrong, f"{steps} steps, {len(wrong)} tensors differ")
     found = common.Pairs(a=tuple(loops), b=tuple(bare))
     common.show_pairs("loop in a run / bare loop", ("loop in a run", "bare loop"), found)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+from transformers.activations import NewGELUActivation
 
 from stepwell.backbone import DTYPES, HFBackbone
 from stepwell.checkpoints import load_coconut_checkpoint
@@ -345,6 +347,20 @@ def test_checkpointed_layers_survive_a_copy():
     ids, positions, mask = padded(backbone)
     hidden = other(other.embed(ids), positions=positions, mask=mask)
     assert hidden.abs().max() == 0
+
+
+def test_gpt2s_gelu_in_one_step_is_the_same_function_and_saved_as_it_was(tmp_path: Path):
+    ours = in_float64(SHAPES["gpt2"])
+    folder = tmp_path / "saved"
+    ours.save(folder)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    assert not any(isinstance(m, NewGELUActivation) for m in ours.modules())
+    assert sum(isinstance(m, NewGELUActivation) for m in plain.modules()) == 2
+    ids = torch.randint(0, 61, (3, 12), generator=torch.Generator().manual_seed(0))
+    for model in (ours.model, plain):
+        model(input_ids=ids).logits.square().sum().backward()
+    for (name, mine), (_, theirs) in zip(ours.model.named_parameters(), plain.named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_bf16_is_near_fp32(shape: Shape):

@@ -44,14 +44,13 @@ class Watch:
     looks: int = 0
     best: float | None = None
     best_low: float = 0.0
-    flat_told: bool = False
     broken_through: bool = False
     collapse_told: bool = False
 
     def new_stage(self) -> None:
         """Forget what belonged to the last curriculum stage."""
         self.steps_in_stage, self.smoothed, self.best_loss, self.first_loss = 0, None, None, None
-        self.best, self.best_low, self.flat_told, self.collapse_told = None, 0.0, False, False
+        self.best, self.best_low, self.collapse_told = None, 0.0, False
 
     def loss(self, step: int, loss: float, grad_norm: float) -> list[Alert]:
         """Look at one step's loss (nats a token) and gradient norm."""
@@ -67,11 +66,10 @@ class Watch:
             message = f"smoothed loss {self.smoothed:.3f} after a best of {self.best_loss:.3f}"
             found += self._alert("divergence", step, message)
             self.best_loss = self.smoothed
-        if self.steps_in_stage == self.spec.flat_steps and not self.flat_told:
-            self.flat_told = True
-            if self.smoothed > (1 - self.spec.flat_share) * self.first_loss:
-                message = f"loss {self.first_loss:.3f} at first, {self.smoothed:.3f} after {self.spec.flat_steps} steps"
-                found += self._alert("flat", step, message)
+        at_the_look = self.steps_in_stage == self.spec.flat_steps
+        if at_the_look and self.smoothed > (1 - self.spec.flat_share) * self.first_loss:
+            message = f"loss {self.first_loss:.3f} at first, {self.smoothed:.3f} after {self.spec.flat_steps} steps"
+            found += self._alert("flat", step, message)
         return found
 
     def accuracy(self, step: int, right: int, n: int) -> list[Alert]:

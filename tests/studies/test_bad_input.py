@@ -390,7 +390,7 @@ def test_ctrl_c(here: Path, times: int) -> None:
     for _ in range(times):
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 4, errors
     assert errors == (
         f"stepwell: {here / 'run'}: the run was stopped, as asked\n"

@@ -65,4 +65,3 @@ def select(among: Iterable[Job], selectors: Iterable[Selector]) -> tuple[Job, ..
 def held_by(plan: Plan, gate: GateSpec, among: Iterable[Job]) -> tuple[Job, ...]:
     """The jobs that wait for a gate: those of `before`, or of every stage that needs a stage of `after`."""
     return select(among, gate.before or tuple(Selector(stage=name) for name in held_stages(plan, gate)))
-
