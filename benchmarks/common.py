@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import platform
 import resource
@@ -100,6 +101,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def header(name: str, given: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     """Print what was run, where and at which commit."""
     words = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a part that takes minutes is seen when it is done
     print(f"benchmarks/{name}.py {' '.join(words)}".rstrip())
     print(f"  machine: {machine(given.threads)}; clock: {given.clock}")
     print(f"  commit: {commit()}")

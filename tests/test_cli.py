@@ -138,7 +138,7 @@ def test_plan_shows_stages_gates_cost_and_runs_nothing(toy: Path, capsys) -> Non
         "arm: cot, shared  seed: 0, 1",
         "accuracy of train (kind=validation, arm=cot, epoch<=10, last) >= 0.7, 95%",
         "inconclusive -> phase2",
-        "more       toy.train      1   evaluate, data (on phase2)",
+        "more       mock.train      1   evaluate, data (on phase2)",
         "on h100, at 30% of its peak on the data sheet",
         "without an estimate, and not in the sums: data",
     ):

@@ -139,7 +139,7 @@ def test_every_plan_shown_loads_with_its_rung_and_overrides(page: str, line: str
 
 def test_the_readme_shows_the_commands_and_the_demo():
     assert any(page == "README.md" for page, _ in commands("stepwell"))
-    assert [line for page, line in commands("make") if page == "README.md"] == ["make setup", "make demo"]
+    assert [line for page, line in commands("make") if page == "README.md"] == ["make demo", "make test"]
 
 
 def test_every_make_target_shown_exists():

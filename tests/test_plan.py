@@ -250,9 +250,9 @@ def test_needs_equal_brute_force_over_all_pairs() -> None:
         question="q",
         axes={"a": ("x", "y"), "b": (0, 1, 2), "c": (True, False)},
         stages=(
-            StageSpec(name="one", kind="toy.train", each={"a": "a", "b": "b"}, needs=("base",)),
-            StageSpec(name="base", kind="toy.data"),
-            StageSpec(name="two", kind="toy.train", each={"b": "b", "c": "c"}, needs=("one",)),
+            StageSpec(name="one", kind="mock.train", each={"a": "a", "b": "b"}, needs=("base",)),
+            StageSpec(name="base", kind="mock.data"),
+            StageSpec(name="two", kind="mock.train", each={"b": "b", "c": "c"}, needs=("one",)),
         ),
     )
     made = jobs(plan)
@@ -301,12 +301,12 @@ def test_the_plan_is_frozen(toy: Path) -> None:
         ("width: 8", "width: 0", "{file}:15: stages.train.params.shape.width: must be greater than 0, found 0"),
         ("    needs: [data]", "    needs: [dta]", "{file}:13: stages.train.needs.0: unknown stage `dta`; stages: "),
         ("    needs: [data]", "    needs: [data, more]", "train.needs: cycle: train needs more needs evaluate "),
-        ("kind: toy.data", "kind: toy.dat", "{file}:9: stages.data.kind: unknown kind `toy.dat`; kinds: "),
+        ("kind: mock.data", "kind: toy.dat", "{file}:9: stages.data.kind: unknown kind `toy.dat`; kinds: "),
         ("    after: [train]", "    after: [trian]", "{file}:27: gates.early.after.0: unknown stage `trian`; stages: "),
         (
             "metric: accuracy",
             "metric: acuracy",
-            "{file}:29: gates.early.criteria.0.metric: stage train (toy.train) yields no record with `acuracy`; "
+            "{file}:29: gates.early.criteria.0.metric: stage train (mock.train) yields no record with `acuracy`; "
             "fields: accuracy, epoch, loss, n, step; did you mean `accuracy`?",
         ),
         (
@@ -443,7 +443,7 @@ def test_bands_may_touch_but_not_overlap(bands, good: bool) -> None:
 
 
 def test_a_plan_made_in_python_is_checked_too() -> None:
-    stage = StageSpec(name="train", kind="toy.train", needs=("nothing",))
+    stage = StageSpec(name="train", kind="mock.train", needs=("nothing",))
     plan = Plan(study="mine", title="t", question="q", stages=(stage,))
     with pytest.raises(StepwellError, match=r"plan mine: stages.train.needs.0: unknown stage `nothing`; stages: train"):
         jobs(plan)
@@ -453,12 +453,12 @@ def test_a_plan_made_in_python_is_checked_too() -> None:
 
 
 def test_kinds_are_registered_once_and_listed_when_unknown() -> None:
-    known = kinds.kind("toy.train")
+    known = kinds.kind("mock.train")
     assert kinds.register(known) is known
-    other = kinds.Kind(name="toy.train", params=toy_kinds.DataParams, run="x:y", yields={})
-    with pytest.raises(StepwellError, match=r"kind `toy.train` is registered already"):
+    other = kinds.Kind(name="mock.train", params=toy_kinds.DataParams, run="x:y", yields={})
+    with pytest.raises(StepwellError, match=r"kind `mock.train` is registered already"):
         kinds.register(other)
-    with pytest.raises(StepwellError, match=r"unknown kind `toy.trian` \(did you mean `toy.train`\?\)"):
+    with pytest.raises(StepwellError, match=r"unknown kind `toy.trian` \(did you mean `mock.train`\?\)"):
         kinds.kind("toy.trian")
     assert kinds.resolve("toy_kinds:train") is toy_kinds.train
     for wrong in ("toy_kinds:nothing", "no_such_module:x", "toy_kinds"):

@@ -64,10 +64,10 @@ def train_work(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[str
 VALIDATION = frozenset({"step", "epoch", "accuracy", "n", "loss"})
 HERE = __name__
 
-register(Kind(name="toy.data", params=DataParams, run=f"{HERE}:make_data", yields={"dataset": frozenset({"set", "n"})}))
+register(Kind(name="mock.data", params=DataParams, run=f"{HERE}:make_data", yields={"dataset": frozenset({"set", "n"})}))
 register(
     Kind(
-        name="toy.train",
+        name="mock.train",
         params=TrainParams,
         run=f"{HERE}:train",
         yields={"validation": VALIDATION, "step": frozenset({"step", "loss"})},
@@ -84,19 +84,19 @@ axes:
   seed: [0, 1]
 stages:
   - name: data
-    kind: toy.data
+    kind: mock.data
     params: {n: 10}
   - name: train
-    kind: toy.train
+    kind: mock.train
     needs: [data]
     each: {arm: arm, seed: seed}
     params: {lr: 1e-3, shape: {width: 8}}
   - name: evaluate
-    kind: toy.train
+    kind: mock.train
     needs: [train, data]
     each: {arm: arm}
   - name: more
-    kind: toy.train
+    kind: mock.train
     on: phase2
     needs: [evaluate, data]
 gates:

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from reference_thoughts import HUGGING_FACE, backbone_of, random_batch, weighted
 from stepwell.latents import thoughts as module_of_thoughts
-from stepwell.latents.deferred import DeferredWeightGradients, _DeferredLinear, _Rows
+from stepwell.latents.deferred import FEW_ROWS, DeferredWeightGradients, _DeferredLinear, _product, _Rows
 from stepwell.latents.thoughts import Thoughts
 
 
@@ -288,3 +288,19 @@ def test_finite_differences():
 
     assert torch.autograd.gradcheck(chain, (x, weight))
     assert torch.autograd.gradcheck(lambda weight: chain(x.detach(), weight), (weight,))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("columns", [12, 13])
+def test_few_rows_are_shared_out_among_threads_and_the_product_is_the_same(threads: int, rows: int, columns: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 1, 7, dtype=torch.float64, generator=generator)
+    weight = torch.randn(7, columns, dtype=torch.float64, generator=generator).requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for w in (weight, weight.detach().T.contiguous().T):
+            torch.testing.assert_close(_product(x, w), x @ w, rtol=0, atol=1e-12)
+    finally:
+        torch.set_num_threads(before)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 FEW_ROWS = 64
+"""Up to so many rows a product on a CPU is limited by reading the weight."""
 
 
 class _Rows:
