@@ -64,7 +64,9 @@ def train_work(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[str
 VALIDATION = frozenset({"step", "epoch", "accuracy", "n", "loss"})
 HERE = __name__
 
-register(Kind(name="mock.data", params=DataParams, run=f"{HERE}:make_data", yields={"dataset": frozenset({"set", "n"})}))
+register(
+    Kind(name="mock.data", params=DataParams, run=f"{HERE}:make_data", yields={"dataset": frozenset({"set", "n"})})
+)
 register(
     Kind(
         name="mock.train",
