@@ -20,8 +20,8 @@ from stepwell.engine.base import Handle, JobCall, Outcome, log_of
 SECONDS_BETWEEN_LOOKS = 0.1
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 END_OF_LOG_BYTES = 2000
-# glibc gives each freed tensor back to the system and takes it anew at the next step, page by page: a third of the time
-# of a small model's step. 32 MiB is the largest threshold that glibc accepts. Other C libraries ignore all three.
+# glibc may give each freed tensor back to the system and take it anew at the next step, page by page. 32 MiB is the
+# largest threshold that it accepts. Other C libraries ignore all three.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
