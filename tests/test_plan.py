@@ -458,8 +458,8 @@ def test_kinds_are_registered_once_and_listed_when_unknown() -> None:
     other = kinds.Kind(name="mock.train", params=toy_kinds.DataParams, run="x:y", yields={})
     with pytest.raises(StepwellError, match=r"kind `mock.train` is registered already"):
         kinds.register(other)
-    with pytest.raises(StepwellError, match=r"unknown kind `toy.trian` \(did you mean `mock.train`\?\)"):
-        kinds.kind("toy.trian")
+    with pytest.raises(StepwellError, match=r"unknown kind `mock.trian` \(did you mean `mock.train`\?\)"):
+        kinds.kind("mock.trian")
     assert kinds.resolve("toy_kinds:train") is toy_kinds.train
     for wrong in ("toy_kinds:nothing", "no_such_module:x", "toy_kinds"):
         with pytest.raises(StepwellError, match="cannot be imported"):
