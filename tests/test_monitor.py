@@ -95,7 +95,7 @@ def test_a_diverging_loss_is_found_soon() -> None:
 def test_a_loss_that_explodes_from_the_start_is_found() -> None:
     alerts = watched(np.exp(np.linspace(0, 10, 400)))
     assert {alert.monitor for alert in alerts} == {"divergence"}
-    assert 2 <= len(alerts) <= 10
+    assert 2 <= len(alerts) <= 10 and alerts[0].step < 150
 
 
 def test_near_zero_a_ratio_is_no_divergence() -> None:
@@ -118,6 +118,26 @@ def test_a_new_stage_is_another_task() -> None:
         wanted = [("breakthrough", 100), ("flat", 500)]
         assert names(found)[:2] == wanted
         assert {name for name, _ in names(found)[2:]} == (set() if told else {"divergence", "collapse"})
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stage_that_begins_with_an_easier_batch_has_not_diverged(seed: int) -> None:
+    """A fifth of the batches are of an earlier stage, the first among them: the average must settle before it counts."""
+    rng = np.random.default_rng(seed)
+    easy = rng.random(600) < 0.2
+    easy[0] = True
+    spec = Monitors(flat="off")
+    assert watched(np.where(easy, 0.14, 0.45), spec) == []
+
+
+def test_flat_asks_about_the_start_alone() -> None:
+    """A later stage whose task is learnt already has nothing to fall from."""
+    watch, found = Watch(ALL_ALERT), []
+    for step in range(1, 1601):
+        found += watch.loss(step, 2.0 * math.exp(-step / 200) if step <= 800 else 0.5, 1.0)
+        if step == 800:
+            watch.new_stage()
+    assert found == []
 
 
 # ---- accuracy
@@ -178,7 +198,7 @@ def test_a_rising_accuracy_raises_its_breakthrough_only(seed: int) -> None:
 PLANTED = {
     "nan": ([1.0, math.nan], []),
     "flat": ([1.0] * 500, []),
-    "divergence": ([1.0] * 10 + [50.0] * 10, []),
+    "divergence": ([1.0] * 60 + [50.0] * 10, []),
     "breakthrough": ([], [250, 450]),
     "collapse": ([], [150, 240, 10]),
 }

@@ -15,6 +15,8 @@ from stepwell.recipe import Monitors
 from stepwell.stats import wilson
 
 SMOOTHING = 0.98
+SETTLED = 50
+"""Steps of a stage before its smoothed loss is compared: with a mix of stages a single batch can be of an easier one."""
 ERROR = 0.05
 """Of all looks of a training together."""
 
@@ -34,13 +36,15 @@ class Watch:
     """The monitors of one training; its state is part of the checkpoint.
 
     A curriculum stage is another task: loss and accuracy are compared within a stage, and `new_stage` forgets them.
+    `flat` asks about the start of the training alone: a later stage may begin with its task already learnt.
     """
 
     spec: Monitors
     steps_in_stage: int = 0
-    smoothed: float | None = None
+    smoothed: float = 0.0
     best_loss: float | None = None
     first_loss: float | None = None
+    steps: int = 0
     looks: int = 0
     best: float | None = None
     best_low: float = 0.0
@@ -49,28 +53,38 @@ class Watch:
 
     def new_stage(self) -> None:
         """Forget what belonged to the last curriculum stage."""
-        self.steps_in_stage, self.smoothed, self.best_loss, self.first_loss = 0, None, None, None
+        self.steps_in_stage, self.smoothed, self.best_loss = 0, 0.0, None
         self.best, self.best_low, self.collapse_told = None, 0.0, False
 
     def loss(self, step: int, loss: float, grad_norm: float) -> list[Alert]:
         """Look at one step's loss (nats a token) and gradient norm."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             return self._alert("nan", step, f"loss {loss}, gradient norm {grad_norm}: not finite")
+        self.steps += 1
         self.steps_in_stage += 1
-        self.smoothed = loss if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        self.smoothed = SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        # The average began at 0; this takes that start out of it, as Adam does.
+        mean = self.smoothed / (1 - SMOOTHING**self.steps_in_stage)
         self.first_loss = loss if self.first_loss is None else self.first_loss
-        self.best_loss = self.smoothed if self.best_loss is None else min(self.best_loss, self.smoothed)
-        found: list[Alert] = []
+        return self._diverged(step, mean) + self._flat(step, mean)
+
+    def _diverged(self, step: int, mean: float) -> list[Alert]:
+        if self.steps_in_stage < SETTLED:
+            return []
+        self.best_loss = mean if self.best_loss is None else min(self.best_loss, mean)
         # A best near zero makes any ratio large; a tenth of a nat is the least that counts as diverged.
-        if self.smoothed > max(self.spec.divergence_factor * self.best_loss, self.best_loss + 0.1):
-            message = f"smoothed loss {self.smoothed:.3f} after a best of {self.best_loss:.3f}"
-            found += self._alert("divergence", step, message)
-            self.best_loss = self.smoothed
-        at_the_look = self.steps_in_stage == self.spec.flat_steps
-        if at_the_look and self.smoothed > (1 - self.spec.flat_share) * self.first_loss:
-            message = f"loss {self.first_loss:.3f} at first, {self.smoothed:.3f} after {self.spec.flat_steps} steps"
-            found += self._alert("flat", step, message)
-        return found
+        if mean <= max(self.spec.divergence_factor * self.best_loss, self.best_loss + 0.1):
+            return []
+        message = f"smoothed loss {mean:.3f} after a best of {self.best_loss:.3f}"
+        self.best_loss = mean
+        return self._alert("divergence", step, message)
+
+    def _flat(self, step: int, mean: float) -> list[Alert]:
+        assert self.first_loss is not None
+        if self.steps != self.spec.flat_steps or mean <= (1 - self.spec.flat_share) * self.first_loss:
+            return []
+        message = f"loss {self.first_loss:.3f} at first, {mean:.3f} after {self.steps} steps"
+        return self._alert("flat", step, message)
 
     def accuracy(self, step: int, right: int, n: int) -> list[Alert]:
         """Look at `right` of `n` items of the steering split."""
