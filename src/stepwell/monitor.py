@@ -16,7 +16,7 @@ from stepwell.stats import wilson
 
 SMOOTHING = 0.98
 SETTLED = 50
-"""Steps of a stage before its smoothed loss is compared: with a mix of stages a single batch can be of an easier one."""
+"""Steps of a later stage before its smoothed loss is compared: a single batch of a mix can be of an easier one."""
 ERROR = 0.05
 """Of all looks of a training together."""
 
@@ -69,7 +69,7 @@ class Watch:
         return self._diverged(step, mean) + self._flat(step, mean)
 
     def _diverged(self, step: int, mean: float) -> list[Alert]:
-        if self.steps_in_stage < SETTLED:
+        if self.steps_in_stage < min(SETTLED, self.steps):
             return []
         self.best_loss = mean if self.best_loss is None else min(self.best_loss, mean)
         # A best near zero makes any ratio large; a tenth of a nat is the least that counts as diverged.
