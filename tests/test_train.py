@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stepwell.errors import Interrupted, StageFailed
 from stepwell.recipe import Curriculum, Monitors, Recipe, StageMix
 from stepwell.stage import Memory, StageContext
-from stepwell.train import Stuck, Training, draw_stage, load_weights, save_weights
+from stepwell.train import Stuck, Training, draw_stage, load_weights, new_optimizers, save_weights
 
 STEPS_PER_EPOCH = 4
 OFF = Monitors(nan="off", flat="off", divergence="off", breakthrough="off", collapse="off")
@@ -202,6 +202,31 @@ def test_clipping_bounds_the_gradient_and_the_norm_is_told_before(tmp_path: Path
     assert min(norms) > 0.05
 
 
+# ---- which optimizer gets what
+
+
+def test_muon_gets_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
+    module = nn.ModuleDict({
+        "embedding": nn.Embedding(40, 8), "norm": nn.LayerNorm(8), "layer": nn.Linear(8, 12), "square": nn.Linear(8, 8),
+        "head": nn.Linear(8, 40, bias=False), "still": nn.Linear(8, 8).requires_grad_(False),
+    })  # fmt: skip
+    muon, adamw = new_optimizers(module, recipe(optimizer="muon", muon_lr=3e-3, lr=1e-4))
+    names = {id(p): name for name, p in module.named_parameters()}
+    given = [{names[id(p)] for group in opt.param_groups for p in group["params"]} for opt in (muon, adamw)]
+    assert given[0] == {"layer.weight", "square.weight"}
+    assert given[1] == {"embedding.weight", "norm.weight", "norm.bias", "layer.bias", "square.bias", "head.weight"}
+    assert (muon.defaults["lr"], adamw.defaults["lr"]) == (3e-3, 1e-4)
+
+
+def test_both_optimizers_follow_the_schedule(tmp_path: Path) -> None:
+    settings = recipe(steps=10, optimizer="muon", muon_lr=3e-2, lr=1e-2, warmup_steps=5, schedule="decay")
+    loop, _ = training(tmp_path, recipe=settings)
+    start = weights(loop.model.module)
+    loop.run()
+    assert loop.optimizers[0].param_groups[0]["lr"] == pytest.approx(3 * loop.optimizers[1].param_groups[0]["lr"])
+    assert not torch.equal(weights(loop.model.module), start)
+
+
 # ---- the optimizer's memory
 
 
@@ -218,7 +243,7 @@ def test_moments_are_forgotten_when_the_recipe_says_so(
     torch.testing.assert_close(weights(loop.model.module), weights(module), rtol=0, atol=1e-13)
     assert recorder.state is not None
     # AdamW counts its own steps since it was made.
-    assert {float(moments["step"]) for moments in recorder.state["optimizer"]["state"].values()} == {age}
+    assert {float(moments["step"]) for moments in recorder.state["optimizers"][0]["state"].values()} == {age}
 
 
 def test_the_three_policies_differ(tmp_path: Path) -> None:
@@ -360,11 +385,20 @@ def test_a_mixture_never_advances_a_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", range(1, 14))
-@pytest.mark.parametrize("reset", ["epoch", "stage", "never"])
-def test_a_resumed_training_is_the_same_bit_by_bit(tmp_path: Path, kill_at: int, reset: str) -> None:
+@pytest.mark.parametrize(
+    ("reset", "optimizer"), [("epoch", "adamw"), ("stage", "adamw"), ("never", "adamw"), ("never", "muon")]
+)
+def test_a_resumed_training_is_the_same_bit_by_bit(tmp_path: Path, kill_at: int, reset: str, optimizer: str) -> None:
     settings: dict[str, Any] = {
         "recipe": recipe(
-            steps=14, checkpoint_every=3, validate_every=2, reset_optimizer=reset, warmup_steps=5, schedule="decay"
+            steps=14,
+            checkpoint_every=3,
+            validate_every=2,
+            reset_optimizer=reset,
+            warmup_steps=5,
+            schedule="decay",
+            optimizer=optimizer,
+            muon_lr=1e-2 if optimizer == "muon" else None,
         ),
         "curriculum": by_accuracy(mix=StageMix(share=0.5)),
         "monitors": Monitors(flat_steps=4, flat_share=0.9),
@@ -503,7 +537,7 @@ def test_bf16_is_the_forward_pass_alone(tmp_path: Path) -> None:
         wanted = torch.bfloat16 if precision == "bf16" else torch.float32
         assert set(toy.seen) == {wanted}
         assert recorder.state is not None
-        moments = [m["exp_avg"].dtype for m in recorder.state["optimizer"]["state"].values()]
+        moments = [m["exp_avg"].dtype for m in recorder.state["optimizers"][0]["state"].values()]
         assert {p.dtype for p in toy.module.parameters()} | set(moments) == {torch.float32}
         found[precision] = [record["loss"] for record in of(recorder, "step")]
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.02) and found["bf16"] != found["fp32"]

@@ -18,6 +18,9 @@ class Recipe(Spec):
         steps: optimizer steps; give either these or `epochs`.
         epochs: passes over the training set.
         batch_size: items a micro-batch; the effective batch is `batch_size x accumulation`.
+        optimizer: `adamw`, or `muon` (Jordan et al. 2024; torch.optim.Muon, Nesterov momentum .95, updates scaled to
+            AdamW's size as in arXiv 2502.16982) for the matrices of the layers, with AdamW for embeddings and vectors.
+        muon_lr: learning rate of those matrices; it follows the same schedule as `lr`.
         schedule: after `warmup_steps` of linear warm-up, `constant`, or `decay`: constant, then linearly to 0 over the
             last `decay_share` of the steps.
         clip: largest gradient norm; None = not clipped.
@@ -30,7 +33,9 @@ class Recipe(Spec):
     epochs: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
     accumulation: int = Field(default=1, ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(default=1e-4, gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -47,6 +52,8 @@ class Recipe(Spec):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either `steps` or `epochs`, not both and not neither")
+        if (self.optimizer == "muon") == (self.muon_lr is None):
+            raise ValueError("`muon_lr` goes with `optimizer: muon`, and is needed there")
         return self
 
     def total_steps(self, steps_per_epoch: int) -> int:

@@ -106,7 +106,7 @@ class Training:
     def __post_init__(self) -> None:
         self.total_steps = self.recipe.total_steps(self.stream.steps_per_epoch)
         self.progress, self.watch = Progress(), Watch(self.monitors)
-        self.optimizer = self._new_optimizer()
+        self.optimizers = new_optimizers(self.model.module, self.recipe)
 
     def run(self, state: dict[str, Any] | None = None) -> Progress:
         """Train to the end, from the checkpoint `state` where there is one.
@@ -141,14 +141,15 @@ class Training:
     def _update(self) -> tuple[float, float, float]:
         """One optimizer step: loss in nats a supervised token, gradient norm before clipping, learning rate."""
         step, module = self.progress.step, self.model.module
-        lr = self.recipe.lr * self.recipe.lr_factor(step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = self.recipe.lr_factor(step, self.total_steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * optimizer.defaults["lr"]
         batches = self.stream.batches(step, self._draw_stage)
         # The mean is over the tokens of the whole step, so that accumulation equals one large batch.
         tokens = sum(self.model.supervised(batch) for batch in batches)
         total = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         for batch in batches:
             device = next(module.parameters()).device
             with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
@@ -158,8 +159,9 @@ class Training:
         limit = float("inf") if self.recipe.clip is None else self.recipe.clip
         grad_norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
         if grad_norm == grad_norm and grad_norm != float("inf"):
-            self.optimizer.step()
-        return total / tokens, grad_norm, lr
+            for optimizer in self.optimizers:
+                optimizer.step()
+        return total / tokens, grad_norm, factor * self.recipe.lr
 
     def _draw_stage(self, generator: torch.Generator) -> int:
         """The present stage, or with the mix's share one of the mixture."""
@@ -204,7 +206,7 @@ class Training:
         if inside:
             return
         if self.recipe.reset_optimizer == "epoch":
-            self.optimizer = self._new_optimizer()
+            self.optimizers = new_optimizers(self.model.module, self.recipe)
         curriculum = self.curriculum
         if curriculum is None or curriculum.advance != "epochs" or self.progress.step >= self.total_steps:
             return
@@ -216,7 +218,7 @@ class Training:
         self.progress.stage_began = self.progress.step
         self.watch.new_stage()
         if self.recipe.reset_optimizer == "stage":
-            self.optimizer = self._new_optimizer()
+            self.optimizers = new_optimizers(self.model.module, self.recipe)
         self.ctx.write("advance", step=self.progress.step, curriculum_stage=self.progress.stage, reason=reason)
 
     def _where(self) -> dict[str, Any]:
@@ -236,17 +238,11 @@ class Training:
                     stage=self.ctx.job.id,
                 )
 
-    def _new_optimizer(self) -> torch.optim.AdamW:
-        """AdamW over what is trainable; vectors (norms, biases, the shared latent) are decayed as in the original."""
-        trainable = [p for p in self.model.module.parameters() if p.requires_grad]
-        recipe = self.recipe
-        return torch.optim.AdamW(trainable, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
-
     def save(self) -> None:
         """Replace the checkpoint by everything the rest of the training depends on."""
         self.ctx.save({
             "model": self.model.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "watch": self.watch.state(),
             "random": random_state(),
@@ -258,10 +254,37 @@ class Training:
             torch.manual_seed(self.seed)
             return
         self.model.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(held)
         self.progress = Progress(**state["progress"])
         self.watch = Watch.from_state(self.monitors, state["watch"])
         set_random_state(state["random"])
+
+
+def new_optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Fresh optimizers over what is trainable: AdamW, after Muon for the layers' matrices where the recipe says so.
+
+    AdamW decays vectors too (norms, biases, the shared latent), as in the original.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    adamw = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adamw":
+        return [torch.optim.AdamW(trainable, **adamw)]
+    assert recipe.muon_lr is not None
+    tables = {id(part.weight): len(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    vocabulary = max(tables.values(), default=0)
+
+    def of_a_layer(p: Tensor) -> bool:
+        # A head that is not tied to the embedding is a table too: one row a token.
+        is_head = p.shape[0] == vocabulary > p.shape[-1]
+        return p.ndim == 2 and id(p) not in tables and not is_head
+
+    matrices = [p for p in trainable if of_a_layer(p)]
+    others = [p for p in trainable if not of_a_layer(p)]
+    muon = torch.optim.Muon(
+        matrices, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(others, **adamw)]
 
 
 def draw_stage(curriculum: Curriculum, stage: int, generator: torch.Generator) -> int:

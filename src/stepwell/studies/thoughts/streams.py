@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stepwell.latents.thoughts import Arm, Batch
-from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
+from stepwell.tasks.prosqa.reading import Reader
 
 StageOf = Callable[[torch.Generator], int]
 POOL = 50
@@ -17,7 +17,7 @@ POOL = 50
 
 
 class ThoughtStream:
-    """Batches of a reader: a new order each epoch, texts of like length together, micro-batches for accumulation.
+    """Batches of a reader: a new order each epoch, prompts of like length together, micro-batches for accumulation.
 
     Args:
         reader: the training set.
@@ -44,13 +44,10 @@ class ThoughtStream:
     def _order(self, epoch: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(_mixed(self.seed, -1 - epoch))
         order = torch.randperm(len(self.reader), generator=generator)
-        if isinstance(self.reader, SymbolReader):
-            return list(order.split(self.batch_size))
-        assert isinstance(self.reader, TextReader)
         pools = order.split(POOL * self.batch_size)
         batches = [part for pool in pools for part in pool[self.reader.lengths[pool].argsort()].split(self.batch_size)]
         whole = [part for part in batches if len(part) == self.batch_size]
-        # Sorted pools would show short texts first; the batches themselves come in random order.
+        # Sorted pools would show short prompts first; the batches themselves come in random order.
         return [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
 
 

@@ -48,6 +48,8 @@ class Reader(Protocol):
     eos: int
     longest_tail: int
     """Tokens of the longest gold continuation: steps, marker, answer and EOS."""
+    lengths: Tensor
+    """(n,) how long each item is, in whatever decides the width of its batch: tokens, or facts."""
 
     def __len__(self) -> int: ...
     def train_batch(self, rows: Tensor, arm: Arm, stage: StageOf, generator: torch.Generator) -> Batch: ...  # noqa: D102
@@ -82,6 +84,7 @@ class SymbolReader:
     def __init__(self, graphs: GraphArrays, layout: SymbolFormat, ids: Sequence[str] = ()) -> None:
         self.layout, self.graphs, self.ids = layout, tensors(graphs), ids
         self.longest_tail = int(self.graphs["hops"].max()) + 3 if len(graphs) else 0
+        self.lengths = (self.graphs["edges"][..., 0] >= 0).sum(1)
         persons = graphs.persons.sum(1)
         for kind, most, names in (
             ("persons", persons.max(initial=0), layout.persons),
