@@ -13,8 +13,8 @@ import numpy
 import pytest
 
 from stepwell.errors import StepwellError
-from stepwell.fingerprint import canonical, fingerprint, of_file, of_spec
-from stepwell.spec import DataFile, Spec
+from stepwell.fingerprint import canonical, fingerprint, of_file, of_folder, of_spec
+from stepwell.spec import DataFile, ModelName, Spec
 
 
 class Colour(StrEnum):
@@ -109,3 +109,29 @@ def test_moving_a_file_changes_nothing_and_changing_it_does(tmp_path: Path) -> N
     assert fingerprint(identity("a")) == fingerprint(identity("b")) != fingerprint(identity("c"))
     assert identity("a")["more"] == {"x": {"sha256": hashlib.sha256(b"[]").hexdigest()}}
     assert of_spec(Params()) == {"lr": 0.1, "file": None, "more": {}}
+
+
+class WithModel(Spec):
+    name: ModelName | None = None
+    inner: Params = Params()
+
+
+def test_a_model_folder_is_known_by_its_content(tmp_path: Path) -> None:
+    """Changed weights in the same folder are another model; a hub id is known by its name."""
+    folder = tmp_path / "model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "deep" / "weights.safetensors").write_bytes(b"1234")
+    named = WithModel(name=str(folder))
+    first = of_spec(named)
+    assert first["name"] == {"sha256": of_folder(folder)} and of_spec(named) == first
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    assert of_spec(WithModel(name=str(moved))) == first
+    (moved / "deep" / "weights.safetensors").write_bytes(b"1235")
+    changed = of_spec(WithModel(name=str(moved)))
+    assert changed != first
+    (moved / "deep" / "weights.safetensors").rename(moved / "weights.safetensors")
+    assert of_spec(WithModel(name=str(moved))) not in (first, changed)
+    assert of_spec(WithModel(name="org/model"))["name"] == "org/model"
+    assert of_spec(WithModel())["name"] is None

@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from stepwell.errors import StepwellError
-from stepwell.spec import Spec, data_files
+from stepwell.spec import Spec, data_files, model_folders
 
 BLOCK = 1 << 20
 
@@ -48,17 +49,36 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def of_spec(spec: Spec) -> dict[str, Any]:
-    """A spec as literals in which each `DataFile` is replaced by the sha256 of its content: what identifies it.
+def of_folder(folder: Path) -> str:
+    """The sha256 (64 hex digits) of the names and contents of all files of a folder. Raises as `of_file`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([[path.relative_to(folder).as_posix(), _remembered(path)] for path in files])
 
-    Moving a file changes nothing; changing its content does.
+
+def _remembered(path: Path) -> str:
+    """`of_file`, once for a file that has not changed since: every job asks for the same gigabytes of weights."""
+    status = path.stat()
+    return _of_file_as_it_stands(path, status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _of_file_as_it_stands(path: Path, *status: int) -> str:
+    return of_file(path)
+
+
+def of_spec(spec: Spec) -> dict[str, Any]:
+    """A spec as literals in which each `DataFile`, and each `ModelName` that is a folder, is known by its content.
+
+    Moving a file or a folder changes nothing; changing what is in it does.
     """
     literals = spec.model_dump(mode="json")
-    for keys, path in data_files(spec):
+    contents = {keys: of_file(path) for keys, path in data_files(spec)}
+    contents |= {keys: of_folder(folder) for keys, folder in model_folders(spec)}
+    for keys, digest in contents.items():
         here: Any = literals
         for key in keys[:-1]:
             here = here[key]
-        here[keys[-1]] = {"sha256": of_file(path)}
+        here[keys[-1]] = {"sha256": digest}
     return literals
 
 

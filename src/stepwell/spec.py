@@ -32,6 +32,14 @@ DataFile = Annotated[Path, AfterValidator(_absolute), FileMark()]
 """The path of an input file, made absolute when read. Its sha256 enters the job's fingerprint in place of the path."""
 
 
+class ModelMark:
+    """Marks a field as the name of a model: a hub id, a pulled name, or a folder, then known by its content."""
+
+
+ModelName = Annotated[str, ModelMark()]
+"""A model by hub id, pulled name or folder. A folder's content enters the job's fingerprint in place of its path."""
+
+
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, type_of_scalars) else value
 
@@ -42,30 +50,44 @@ Scalars = Annotated[tuple[Scalar, ...], BeforeValidator(_listed)]
 
 def data_files(spec: Spec) -> Iterator[tuple[tuple[str | int, ...], Path]]:
     """The files that a spec names in fields of type `DataFile`, nested ones too, as (path of keys, file)."""
+    return _marked(spec, FileMark)
+
+
+def model_folders(spec: Spec) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+    """The fields of type `ModelName` that name a folder on this machine, as (path of keys, folder)."""
+    for keys, name in _marked(spec, ModelMark):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            yield keys, folder
+
+
+def _marked(spec: Spec, mark: type) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     for name, field in type(spec).model_fields.items():
-        is_file = any(isinstance(mark, FileMark) for mark in field.metadata)
-        annotation = Annotated[Path, FileMark()] if is_file else field.annotation
-        yield from _files_in(getattr(spec, name), annotation, (name,))
+        carries = any(isinstance(found, mark) for found in field.metadata)
+        annotation = Annotated[Any, mark()] if carries else field.annotation
+        yield from _marked_in(getattr(spec, name), annotation, (name,), mark)
 
 
-def _files_in(value: Any, annotation: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Path]]:
+def _marked_in(
+    value: Any, annotation: Any, keys: tuple[str | int, ...], mark: type
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     if isinstance(value, Spec):
-        yield from ((keys + inner, path) for inner, path in data_files(value))
+        yield from ((keys + inner, found) for inner, found in _marked(value, mark))
         return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        if isinstance(value, Path) and any(isinstance(mark, FileMark) for mark in arguments[1:]):
+        if isinstance(value, Path | str) and any(isinstance(found, mark) for found in arguments[1:]):
             yield keys, value
         else:
-            yield from _files_in(value, arguments[0], keys)
+            yield from _marked_in(value, arguments[0], keys, mark)
     elif origin in (Union, UnionType):
         for argument in arguments:
-            yield from _files_in(value, argument, keys)
+            yield from _marked_in(value, argument, keys, mark)
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _files_in(item, arguments[1] if len(arguments) == 2 else Any, (*keys, key))
+            yield from _marked_in(item, arguments[1] if len(arguments) == 2 else Any, (*keys, key), mark)
     elif isinstance(value, tuple | list):
         homogeneous = len(arguments) == 1 or (len(arguments) == 2 and arguments[1] is Ellipsis)
         for index, item in enumerate(value):
             inner = arguments[0] if homogeneous else arguments[index] if index < len(arguments) else Any
-            yield from _files_in(item, inner, (*keys, index))
+            yield from _marked_in(item, inner, (*keys, index), mark)

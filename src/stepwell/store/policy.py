@@ -44,7 +44,7 @@ def freeze(
     if not reason or not reason.strip():
         raise StepwellError(
             f"the gates were changed after the run began: {'; '.join(changes)}",
-            'Undo the change, use a new run folder, or give a reason with --override-gate "...": it will be shown.',
+            'Undo the change, use a new run folder, or give a reason with --reason "...": it will be shown.',
             path=path,
         )
     override = {"reason": reason.strip(), "changes": changes, "replaced_sha256": policy["sha256"]}

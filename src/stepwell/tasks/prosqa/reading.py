@@ -113,11 +113,11 @@ class SymbolReader:
         return (ANSWER, right), (ANSWER, wrong)
 
     def answer(self, batch: Batch, row: int, ids: Sequence[int]) -> Answer:
-        """What was decoded: symbols up to `###`, then the answer."""
+        """What was decoded: symbols up to `###`, then the answer; whatever follows makes it another answer."""
         marker = ids.index(ANSWER) if ANSWER in ids else len(ids)
-        steps, said = tuple(ids[:marker]), list(ids[marker + 1 : marker + 2])
+        steps, said = tuple(ids[:marker]), list(ids[marker + 1 :])
         right = self._symbol(batch, row, "target")
-        text = self.layout.name(said[0]) if said else ""
+        text = " ".join(map(self.layout.name, said))
         return Answer(
             text=text,
             correct=said == [right],
