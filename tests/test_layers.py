@@ -33,10 +33,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
     ),
     ("latents", "objectives", "tasks"),
-    ("train", "evaluate", "audit", "monitor", "stage", "track"),
+    ("train", "fitting", "evaluate", "analysis", "audit", "monitor", "stage", "track"),
     ("plan", "gate", "store", "kinds", "estimate", "coconut"),
     ("engine", "studies"),
-    ("report", "runner"),
+    ("report", "runner", "compare"),
     ("cli", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -17,6 +17,7 @@ from stepwell.stats import (
     bootstrap_mean,
     confidence_sequence,
     holm,
+    intervals,
     mcnemar_exact,
     n_to_decide,
     n_to_refute,
@@ -137,7 +138,7 @@ def test_bootstrap_follows_the_skew():
 
 @pytest.mark.parametrize(("n", "distribution"), [(5, "normal"), (30, "normal"), (40, "exponential")])
 def test_bootstrap_covers(n: int, distribution: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(intervals, "RESAMPLES", 999)
     rng = np.random.default_rng(4)
     truth = 0.0 if distribution == "normal" else 1.0
     trials = 300
@@ -147,7 +148,7 @@ def test_bootstrap_covers(n: int, distribution: str, monkeypatch: pytest.MonkeyP
 
 
 def test_clustered_bootstrap_covers_where_the_plain_one_does_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    monkeypatch.setattr(intervals, "RESAMPLES", 999)
     rng = np.random.default_rng(5)
     labels = np.repeat(np.arange(40), 5).tolist()
     trials, clustered, plain = 200, 0, 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
-from stepwell.cli import data, runs
+from stepwell.cli import compare, data, runs
 from stepwell.errors import StepwellError
 
 USAGE_ERROR, FAILED = 3, 4
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 runs.add_to(app)
+compare.add_to(app)
 data.add_to(app)
 
 

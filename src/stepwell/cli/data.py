@@ -1,4 +1,4 @@
-"""Commands about data and models: audit data, data prosqa, models pull."""
+"""Commands about data, runs and models: audit data, audit run, data prosqa, models pull."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the application."""
     for name, text, commands in (
-        ("audit", "Find faults before they cost money.", {"data": audit_data}),
+        ("audit", "Find faults before they cost money.", {"data": audit_data, "run": audit_run}),
         ("data", "Generate data.", {"prosqa": prosqa}),
         ("models", "Fetch models.", {"pull": pull}),
     ):
@@ -43,6 +43,32 @@ def audit_data(
             for piece in show.audit(audit):
                 output.print(piece)
     return 0 if all(audit.ok for audit in audits) else 1
+
+
+def audit_run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print {run, ok, faults: [{code, count, example}]}.")] = False,
+) -> int:
+    """Audit the analyses of a run: wrong denominators, misaligned rows, claims its records do not carry, and more.
+
+    Exit code: 0 clean, 1 findings.
+    """
+    from stepwell.audit.run import CODES
+    from stepwell.audit.run import audit_run as audit
+    from stepwell.cli import show
+    from stepwell.report.audits import evidence
+
+    faults = audit(evidence(folder))
+    if as_json:
+        found = {"run": str(folder), "ok": not faults, "faults": [vars(fault) for fault in faults]}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 1 if faults else 0
+    output = show.console()
+    output.print(f"{folder}: {len(CODES)} audits, {f'{len(faults)} kinds of fault' if faults else 'clean'}")
+    if faults:
+        rows = [(fault.code, fault.count, CODES[fault.code], fault.example) for fault in faults]
+        output.print(show.table(("fault", "found", "what it is", "example"), rows, right=("found",)))
+    return 1 if faults else 0
 
 
 def prosqa(

@@ -74,11 +74,13 @@ def criterion(asked: Criterion) -> str:
     where += [asked.pick] if asked.pick != "all" else []
     text = f"{'every ' if asked.statistic == 'every' else ''}{asked.metric} of {asked.stage}"
     text += f" ({', '.join(where)})" if where else ""
-    if asked.minus:
-        text += f" minus {', '.join(f'{key}={value}' for key, value in asked.minus.items())}"
+    for replaced in asked.replaced:
+        text += f" minus {', '.join(f'{key}={value}' for key, value in replaced.items())}"
     text += f" {asked.comparison} {asked.threshold:g}"
     if asked.per:
-        text += f" per {asked.per}" + (f", at least {asked.need} of them" if asked.need else "")
+        text += f" per {asked.per}" + (f" at any {asked.any_of}" if asked.any_of else "")
+        text += f", at least {asked.need} of them" if asked.need else ""
+        text += f", at least {asked.share:.0%} of them" if asked.share else ""
     how = "point" if asked.mode == "point" else "" if asked.statistic == "every" else f"{asked.confidence:.0%}"
     return text + (f", {how}" if how else "") + (", repeated looks" if asked.looks == "repeated" else "")
 
@@ -91,7 +93,7 @@ def gates(plan: Plan) -> Table:
         asked = f"\n{gate.combine.replace('all', 'and').replace('any', 'or')} ".join(map(criterion, gate.criteria))
         bands = [f"[{band.low:g}, {band.high:g}] -> {band.route}" for band in gate.bands]
         routes = bands or [f"{decision} -> {route}" for decision, route in gate.routes.items()]
-        return gate.name, after, f"{gate.asks}\n{asked}", "\n".join(routes)
+        return gate.name, f"{after} (on {gate.on})" if gate.on else after, f"{gate.asks}\n{asked}", "\n".join(routes)
 
     return table(("gate", "after", "asks", "routes"), [row(gate) for gate in plan.gates])
 
