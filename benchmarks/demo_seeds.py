@@ -22,7 +22,7 @@ BAR = 0.9
 
 def plan(seeds: int) -> Plan:
     """The demo's plan with two arms, more seeds, and in place of its other gates one that asks about the seeds."""
-    demo = load_plan("thoughts", rung="demo", overrides=["evaluate.conditions=[clean]"])
+    demo = load_plan("thoughts", rung="demo", overrides=["intervene.items=1", "intervene.families=[]"])
     stage = {"stage": "evaluate", "where": {"arm": ("cot", "continuous")}}
     criteria = tuple(
         Criterion(

@@ -1,12 +1,13 @@
 """Evaluation of thoughts: free decoding, two-option forced choice, answer margin, interventions. One record an item.
 
 Everything is batched, over one cache: the prompt is read once, rows that are done leave the batch, and both options
-are scored as continuations of what the row itself has written.
+are scored as continuations of what the row itself has written. Interventions on thoughts go on from the cache of the
+chain, at the first thought that they touch: the question is read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.decode import greedy
-from stepwell.latents.thoughts import Batch, Thoughts
+from stepwell.latents.conditions import DONATED, Intervention
+from stepwell.latents.interventions import Material, applies, edit, put_in, unchanged
+from stepwell.latents.thoughts import Batch, Chain, Thoughts
 from stepwell.tasks.prosqa.reading import Answer, Reader
-
-Edit = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,46 +41,133 @@ class Scored:
         return self.margin > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Intervened:
+    """What a model did with one item under one intervention.
+
+    Attributes:
+        what: the intervention.
+        row: the item's.
+        latents: thoughts in the columns.
+        donor: the row whose chain was put in; None where none was.
+        answer: free decoding; None where it was not asked for.
+        margin: as `Scored.margin`; without decoding, the options follow the thoughts at once.
+        flipped: whether the forced choice differs from the same item's clean one.
+        changed: whether the decoded answer differs from the clean one; None without decoding.
+        vacuous: whether the thoughts are what they were: the edit could change nothing.
+    """
+
+    what: Intervention
+    row: int
+    latents: int
+    donor: int | None
+    answer: Answer | None
+    margin: float
+    flipped: bool
+    changed: bool | None
+    vacuous: bool
+
+    @property
+    def forced_correct(self) -> bool:
+        """Whether the right option is the likelier one; a tie is not."""
+        return self.margin > 0
+
+
 @torch.no_grad()
 def score(
-    model: Thoughts, reader: Reader, *, stage: int, seed: int, batch_size: int, items: int = 0,
-    edit: Edit | None = None, thoughts: Tensor | None = None, forced: bool = True,
-) -> Iterator[Scored]:  # fmt: skip
+    model: Thoughts, reader: Reader, *, stage: int, seed: int, batch_size: int, items: int = 0, forced: bool = True
+) -> Iterator[Scored]:
     """Ask a model every item of a reader, or the first `items`, in order.
 
     Args:
         model: in evaluation mode.
         stage: of the curriculum: the number of latents is the stage's, never the item's.
         seed: of the names that symbols get.
-        edit: (thoughts (B, K, D), rows (B,)) -> thoughts put in AFTER they were computed.
-        thoughts: (n, K, D) computed thoughts of all items, as `collect` gives them; needed with `edit`.
         forced: also score both options; without, the margin is NaN.
     """
-    device = next(model.parameters()).device
     for rows, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
-        put_in = None
-        if edit is not None:
-            assert thoughts is not None
-            put_in = edit(thoughts[rows].to(device), rows)
-        cache, hidden = _read(model, batch, put_in)
-        mask, positions = model.placed(batch)
-        found = greedy(
-            model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,),
-            limit=_limits(model, reader, batch, positions),
+        cache = model.backbone.new_cache()
+        hidden = model(batch, cache=cache)[:, -1]
+        answers = _decoded(model, reader, batch, cache, hidden)
+        nats = [float("nan")] * len(answers)
+        if forced:
+            nats = _margins(model, reader, batch, [answer.steps for answer in answers], cache, hidden)
+        for row, answer, margin in zip(rows.tolist(), answers, nats, strict=True):
+            yield Scored(row=row, answer=answer, margin=margin)
+
+
+@torch.no_grad()
+def intervened(
+    model: Thoughts, reader: Reader, what: Sequence[Intervention], given: Material, *, stage: int, seed: int,
+    batch_size: int, items: int = 0, decode: bool = True,
+) -> Iterator[list[Intervened]]:  # fmt: skip
+    """Ask a model every item under every intervention, batch by batch: the question is read once for all of them.
+
+    Args:
+        model: of an arm with latents, in evaluation mode.
+        reader: the set.
+        what: `clean` first, as `interventions` gives them: the others are compared with it.
+        given: of the thoughts that `collect` gives with the same stage, seed and batch size.
+        stage, seed, batch_size, items: as for `score`.
+        decode: also let it write its answer; without, only the two options are compared, right after the thoughts.
+
+    Yields:
+        The items of one batch under one intervention; an item that has no donor for it is left out.
+    """
+    for rows, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
+        most = max([batch.thoughts, *(one.count or 0 for one in what)])
+        chain = model.chain(batch.with_thoughts(most))
+        clean: list[Intervened] = []
+        for one in what:
+            found = _under(model, reader, one, given, rows, batch, chain, decode, clean)
+            clean = clean or found
+            kept = applies(one, given, rows)
+            yield [answer for answer, has in zip(found, kept, strict=True) if has]
+
+
+def _under(
+    model: Thoughts, reader: Reader, what: Intervention, given: Material, rows: Tensor, batch: Batch, chain: Chain,
+    decode: bool, clean: list[Intervened],
+) -> list[Intervened]:  # fmt: skip
+    """One batch under one intervention; `clean` is empty where this is the clean one."""
+    latents = batch.thoughts
+    own, vacuous = chain.thoughts[:, :latents], [False] * len(rows)
+    if what.family in ("clean", "thoughts"):
+        batch = batch if what.count is None else batch.with_thoughts(what.count)
+        hidden, cache, _ = model.resume(batch, chain, start=batch.thoughts)
+    else:
+        start = what.touched(latents).start
+        if what.propagates and model.arm == "continuous":
+            how: dict[str, Any] = {"edit": edit(what, given, rows)}
+        else:  # what stands in the columns of the other arms does not depend on the chain
+            how = {"put_in": put_in(what, given, rows).to(own.device)}
+        hidden, cache, thoughts = model.resume(batch, chain, start=start, **how)
+        vacuous = unchanged(thoughts, own).tolist()
+    answers = _decoded(model, reader, batch, cache, hidden) if decode else None
+    steps = [()] * len(rows) if answers is None else [answer.steps for answer in answers]
+    donor = given.donors[what.family][rows].tolist() if what.family in DONATED else [None] * len(rows)
+    found = []
+    for i, margin in enumerate(_margins(model, reader, batch, steps, cache, hidden)):
+        answer = None if answers is None else answers[i]
+        before = clean[i] if clean else None
+        one = Intervened(
+            what=what, row=int(rows[i]), latents=batch.thoughts, donor=donor[i], answer=answer, margin=margin,
+            flipped=before is not None and (margin > 0) != before.forced_correct, vacuous=vacuous[i],
+            changed=None if answer is None else before is not None and answer.text != _text(before),
         )  # fmt: skip
-        answers = [reader.answer(batch, i, decoded.ids) for i, decoded in enumerate(found)]
-        margins = _margins(model, reader, batch, answers, cache, hidden) if forced else [float("nan")] * len(answers)
-        for i, row in enumerate(rows.tolist()):
-            yield Scored(row=row, answer=answers[i], margin=margins[i])
+        found.append(one)
+    return found
+
+
+def _text(found: Intervened) -> str | None:
+    return None if found.answer is None else found.answer.text
 
 
 @torch.no_grad()
 def collect(model: Thoughts, reader: Reader, *, stage: int, seed: int, batch_size: int, items: int = 0) -> Tensor:
     """The thoughts (n, K, D) that stand in the latent columns, item by item, on the CPU."""
-    found = []
-    for _, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
-        found.append(model.columns(batch)[1].float().cpu())
-    return torch.cat(found)
+    every = asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items)
+    return torch.cat([model.chain(batch).thoughts.cpu() for _, batch in every])
 
 
 def asked(
@@ -99,12 +187,14 @@ def accuracy(found: list[Scored]) -> tuple[int, int]:
     return sum(scored.answer.correct for scored in found), len(found)
 
 
-def _read(model: Thoughts, batch: Batch, put_in: Tensor | None) -> tuple[Any, Tensor]:
-    """Cache and last hidden state (B, D) after the prompt and its latents."""
-    cache = model.backbone.new_cache()
-    if put_in is not None:
-        return cache, model.replaced(batch, put_in, cache=cache)[:, -1]
-    return cache, model(batch, cache=cache)[:, -1]
+def _decoded(model: Thoughts, reader: Reader, batch: Batch, cache: Any, hidden: Tensor) -> list[Answer]:
+    """What each row writes after its columns, read back."""
+    mask, positions = model.placed(batch)
+    found = greedy(
+        model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,),
+        limit=_limits(model, reader, batch, positions),
+    )  # fmt: skip
+    return [reader.answer(batch, i, decoded.ids) for i, decoded in enumerate(found)]
 
 
 def _limits(model: Thoughts, reader: Reader, batch: Batch, positions: Tensor) -> list[int]:
@@ -118,13 +208,13 @@ def _limits(model: Thoughts, reader: Reader, batch: Batch, positions: Tensor) ->
 
 
 def _margins(
-    model: Thoughts, reader: Reader, batch: Batch, answers: list[Answer], cache: Any, hidden: Tensor
+    model: Thoughts, reader: Reader, batch: Batch, steps: Sequence[Sequence[int]], cache: Any, hidden: Tensor
 ) -> list[float]:
     """Right minus wrong option, in nats, each as a continuation of the steps that the row wrote."""
     mask, positions = model.placed(batch)
-    pairs = [reader.options(batch, i) for i in range(len(answers))]
-    texts = [[*answer.steps, *option] for answer, pair in zip(answers, pairs, strict=True) for option in pair]
-    skip = [len(answer.steps) for answer in answers for _ in range(2)]
+    pairs = [reader.options(batch, i) for i in range(len(steps))]
+    texts = [[*written, *option] for written, pair in zip(steps, pairs, strict=True) for option in pair]
+    skip = [len(written) for written in steps for _ in range(2)]
     device = hidden.device
     longest = max(map(len, texts))
     ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)

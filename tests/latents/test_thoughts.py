@@ -12,7 +12,6 @@ from torch import Tensor
 from reference_thoughts import BACKBONES, backbone_of, random_batch, think_slowly, weighted
 from stepwell.latents import thoughts as module_of_thoughts
 from stepwell.latents.thoughts import ARMS, IGNORE, Arm, Batch, Thoughts
-from stepwell.studies.thoughts.evaluation import EDITS
 
 
 @pytest.fixture(params=BACKBONES, scope="module")
@@ -143,22 +142,61 @@ def test_the_column_that_predicts_nothing_may_be_left_out(backbone: Any, batch: 
     torch.testing.assert_close(model(batch.inputs()), model(batch)[:, :-1], rtol=0, atol=1e-12)
 
 
-def test_given_thoughts_are_put_in_afterwards(backbone: Any, batch: Batch):
-    """With its own thoughts `replaced` is `forward`; with others, none is computed anew."""
+def test_a_chain_is_resumed_anywhere_without_reading_the_prompt_again(backbone: Any):
+    """With its own thoughts, with others put in afterwards, with edits on the way, with more and with fewer."""
+    name = "facts" if hasattr(backbone, "root") else "pairs"
+    batch = random_batch(name, latents=(3, 3, 3, 3), tails=(2, 2, 2, 2))
     model = thinking(backbone, "continuous")
-    hidden, own = model.columns(batch)
-    for a, b in zip(as_rows(model.replaced(batch, own), batch), as_rows(hidden, batch), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-    changed = own.clone()
-    changed[:, 0] = 0
-    found = as_rows(model.replaced(batch, changed), batch)
-    for row, states in enumerate(found):
-        wanted, _ = think_slowly(backbone, batch, row, given=changed[row])
-        torch.testing.assert_close(states, wanted, rtol=0, atol=1e-12)
+    chain = model.chain(batch.with_thoughts(5))
+    _, own = model.columns(batch)
+    torch.testing.assert_close(chain.thoughts[:, :3], own, rtol=0, atol=1e-13)
+    prompt = batch.first + (0 if batch.facts is None else batch.facts.shape[1] + 2)
+    others = torch.randn(own.shape, dtype=own.dtype, generator=torch.Generator().manual_seed(2))
+    for start in range(4):
+        hidden, cache, kept = model.resume(batch, chain, start=start)
+        torch.testing.assert_close(kept, own, rtol=0, atol=1e-12)
+        given = torch.cat((own[:, :start], others[:, start:]), 1)
+        replaced, _, put_in = model.resume(batch, chain, start=start, put_in=others)
+        torch.testing.assert_close(put_in, given, rtol=0, atol=1e-12)
+        assert cache.length == prompt + 5 and [c.length for c in chain.caches] == [prompt + k for k in range(6)]
+        for row in range(4):
+            torch.testing.assert_close(hidden[row], think_slowly(backbone, batch, row)[0][-1], rtol=0, atol=1e-12)
+            wanted, _ = think_slowly(backbone, batch, row, given=given[row])
+            torch.testing.assert_close(replaced[row], wanted[-1], rtol=0, atol=1e-12)
+    for count in (0, 2, 5):
+        other = batch.with_thoughts(count)
+        hidden, _, thoughts = model.resume(other, chain, start=count)
+        torch.testing.assert_close(thoughts, chain.thoughts[:, :count], rtol=0, atol=0)
+        for row in range(4):
+            torch.testing.assert_close(hidden[row], think_slowly(backbone, other, row)[0][-1], rtol=0, atol=1e-12)
+    # Nothing was written into the chain, and what is run is thoughts and the tail alone.
+    columns: list[int] = []
+    with backbone.register_forward_pre_hook(lambda _, given: columns.append(given[0].shape[1])):
+        last, _, _ = model.resume(batch, chain, start=1)
+        afterwards, _, _ = model.resume(batch, chain, start=1, put_in=own)
+    assert columns == [1, 1, 2, 4]
+    for found in (last, afterwards):
+        torch.testing.assert_close(found, model(batch)[:, -1], rtol=0, atol=1e-12)
+
+
+def test_other_numbers_of_thoughts_leave_every_other_column_as_it_was():
+    batch = random_batch("pairs", latents=(2, 2, 2, 2))
+    for count in (0, 1, 2, 5):
+        other = batch.with_thoughts(count)
+        assert other.thoughts == count and other.first == batch.first
+        assert bool((other.latent.sum(1) == count).all()) and bool((other.latent <= other.mask).all())
+        for field in ("ids", "mask", "labels"):
+            mine, theirs = getattr(batch, field), getattr(other, field)
+            torch.testing.assert_close(theirs[:, : batch.first], mine[:, : batch.first], rtol=0, atol=0)
+            torch.testing.assert_close(theirs[:, batch.first + count :], mine[:, batch.first + 2 :], rtol=0, atol=0)
+        assert bool((other.labels[other.latent] == IGNORE).all())
+    with pytest.raises(ValueError, match="the rows have different numbers of latents"):
+        random_batch("pairs").with_thoughts(2)
 
 
 def test_an_edit_in_the_chain_propagates_and_one_afterwards_does_not(backbone: Any):
-    batch = random_batch("facts" if hasattr(backbone, "root") else "pairs", latents=(3, 3, 3, 3))
+    name = "facts" if hasattr(backbone, "root") else "pairs"
+    batch = random_batch(name, latents=(3, 3, 3, 3), tails=(2, 2, 2, 2))
     model = thinking(backbone, "continuous")
     hidden, own = model.columns(batch)
     asked = []
@@ -173,13 +211,19 @@ def test_an_edit_in_the_chain_propagates_and_one_afterwards_does_not(backbone: A
     assert put_in[:, 0].abs().max() == 0
     for k in (1, 2):
         assert (put_in[:, k] - own[:, k]).abs().amax(1).min() > 1e-4, f"thought {k} did not hear of the edit"
-    # Put in afterwards, thoughts 1 and 2 stand as they were: the states differ from those of the edited chain.
-    afterwards = model.replaced(batch, torch.cat((torch.zeros_like(own[:, :1]), own[:, 1:]), 1))
-    assert (afterwards - edited)[:, 2:].abs().max() > 1e-4
-    assert (afterwards - hidden)[:, 1:].abs().max() > 1e-4
+    chain = model.chain(batch)
+    resumed, _, thoughts = model.resume(batch, chain, start=0, edit=zero_the_first)
+    torch.testing.assert_close(resumed, edited[:, -1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(thoughts, put_in, rtol=0, atol=1e-12)
+    # Put in afterwards, thoughts 1 and 2 stand as they were: the state differs from that of the edited chain.
+    zeroed = torch.cat((torch.zeros_like(own[:, :1]), own[:, 1:]), 1)
+    afterwards, _, stood = model.resume(batch, chain, start=0, put_in=zeroed)
+    torch.testing.assert_close(stood, zeroed, rtol=0, atol=0)
+    assert (afterwards - edited[:, -1]).abs().max() > 1e-4
+    assert (afterwards - hidden[:, -1]).abs().max() > 1e-4
     # The edited chain's own thoughts, put in afterwards, are the edited chain.
-    for a, b in zip(as_rows(model.replaced(batch, put_in), batch), as_rows(edited, batch), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+    again, _, _ = model.resume(batch, chain, start=0, put_in=put_in)
+    torch.testing.assert_close(again, edited[:, -1], rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("arm", ["shared", "frozen"])
@@ -244,39 +288,3 @@ def test_the_batch_moves_whole():
     moved = random_batch("facts").to("meta")
     tensors = [value for value in vars(moved).values() if isinstance(value, Tensor)]
     assert len(tensors) == 9 and all(value.device.type == "meta" for value in tensors)
-
-
-@pytest.fixture
-def chains() -> Tensor:
-    return torch.randn(41, 3, 5, generator=torch.Generator().manual_seed(0))
-
-
-def test_the_edits_keep_the_shape_and_do_not_write(chains: Tensor):
-    before, rows = chains.clone(), torch.tensor([4, 0, 17])
-    for edit in EDITS.values():
-        assert edit(chains)(chains[rows], rows).shape == (3, 3, 5)
-    torch.testing.assert_close(chains, before, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("n", [2, 3, 41])
-def test_shuffled_is_a_permutation_in_which_nobody_keeps_their_own(chains: Tensor, n: int):
-    chains = chains[:n]
-    edit = EDITS["shuffled"](chains)
-    got = torch.cat([edit(chains[rows], rows) for rows in torch.arange(n).split(7)])
-    same = (got[:, None] == chains[None]).all(-1).all(-1)
-    assert bool((same.sum(0) == 1).all()) and bool((same.sum(1) == 1).all()), "a permutation of whole chains"
-    assert not bool(same.diagonal().any())
-    torch.testing.assert_close(EDITS["shuffled"](chains)(chains, torch.arange(n)), got, rtol=0, atol=0)
-
-
-def test_zeroed_averaged_last_zeroed(chains: Tensor):
-    rows = torch.tensor([8, 2])
-    mine = chains[rows].double()
-    assert EDITS["zeroed"](chains)(mine, rows).abs().max() == 0
-    mean = torch.tensor([[[float(chains[:, k, d].mean()) for d in range(5)] for k in range(3)]] * 2)
-    averaged = EDITS["averaged"](chains)(mine, rows)
-    torch.testing.assert_close(averaged.float(), mean)
-    assert averaged.dtype == torch.float64
-    last = EDITS["last-zeroed"](chains)(mine, rows)
-    assert last[:, 2].abs().max() == 0
-    torch.testing.assert_close(last[:, :2], mine[:, :2], rtol=0, atol=0)

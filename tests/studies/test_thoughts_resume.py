@@ -75,14 +75,14 @@ def test_killed_in_training_and_in_evaluation_the_records_are_the_same(tmp_path:
     rng = random.Random(5)
     moments = [
         (in_training, "train.continuous.0", rng.uniform(0.0, 0.5)),
-        (in_evaluation, "evaluate.continuous.0", rng.uniform(0.0, 0.2)),
+        (in_evaluation, "intervene.continuous.0", rng.uniform(0.0, 0.2)),
     ]
     folder = tmp_path / "killed"
     killed_at(write_plan(plan, tmp_path / "tiny.yaml"), folder, moments)
     assert contents(folder) == wanted
     restored = [event["job"] for event in events(folder, "job-restored")]
     assert restored == ["train.continuous.0"], "the kill hit nothing: the test tests nothing"
-    assert started(folder).count("evaluate.continuous.0") == 2
+    assert started(folder).count("intervene.continuous.0") == 2
     assert started(folder).count("data") == started(folder).count("model.continuous") == 1
 
 
@@ -128,9 +128,10 @@ def test_stopped_dead_after_any_checkpoint_it_goes_on_bit_by_bit(
 
 def test_what_a_change_runs_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    everything = ["data", "audit", "model.cot", "model.continuous", "train.cot.0", "train.continuous.0",
-                  "evaluate.cot.0", "evaluate.continuous.0"]  # fmt: skip
-    training, evaluation = everything[4:], everything[6:]
+    arms = ("cot", "continuous")
+    asked = [f"{stage}.{arm}.0" for stage in ("evaluate", "intervene", "probe", "trace") for arm in arms]
+    everything = ["data", "audit", *(f"model.{arm}" for arm in arms), *(f"train.{arm}.0" for arm in arms), *asked]
+    training, evaluation = everything[4:], asked[:2]
     small = ("engine=inline", "train.steps=6", "train.lr=1e-3")
     before: list[str] = []
     for overrides, wanted in (

@@ -22,7 +22,6 @@ from stepwell.plan import Plan
 from stepwell.runner import RunResult, run
 from stepwell.tasks.prosqa import load_items
 
-CONDITIONS = ("clean", "zeroed", "averaged", "shuffled")
 LATENT_ARMS = ("continuous", "frozen", "shared")
 
 
@@ -44,7 +43,8 @@ def is_text(plan: Plan) -> bool:
 
 def test_every_job_is_done_and_the_set_up_is_sound(whole: tuple[Plan, RunResult]) -> None:
     _, result = whole
-    assert set(result.jobs.values()) == {"done"} and len(result.jobs) == 2 + 3 * len(ARMS)
+    assert set(result.jobs.values()) == {"done"}
+    assert len(result.jobs) == sum(len(ARMS) if stage.each else 1 for stage in whole[0].stages)
     assert [(v.gate, v.decision) for v in result.verdicts] == [("setup", "go")]
 
 
@@ -80,14 +80,11 @@ def test_every_arm_is_asked_the_same_items(whole: tuple[Plan, RunResult]) -> Non
     wanted = [item.id for item in items]
     for arm in ARMS:
         found = records(result.folder, f"evaluate.{arm}.0", "item")
-        conditions = CONDITIONS if arm in LATENT_ARMS else ("clean",)
-        assert {record["condition"] for record in found} == set(conditions)
-        for condition in conditions:
-            mine = [record for record in found if record["condition"] == condition]
-            assert [record["id"] for record in mine] == wanted and len(wanted) == 16
-            assert [record["hops"] for record in mine] == [item.hops for item in items]
-            if is_text(plan):
-                assert [record["answer"] for record in mine] == [item.answer for item in items]
+        assert {record["condition"] for record in found} == {"clean"}
+        assert [record["id"] for record in found] == wanted and len(wanted) == 16
+        assert [record["hops"] for record in found] == [item.hops for item in items]
+        if is_text(plan):
+            assert [record["answer"] for record in found] == [item.answer for item in items]
 
 
 def test_items_are_scored_as_they_say(whole: tuple[Plan, RunResult]) -> None:
@@ -99,20 +96,8 @@ def test_items_are_scored_as_they_say(whole: tuple[Plan, RunResult]) -> None:
             assert record["chain_valid"] in (None, True, False)
             if is_text(plan):
                 assert record["correct"] is (record["prediction"] == record["answer"])
-    # Neither the arm nor the condition is without effect on the margins.
-    margins = {
-        (arm, condition): [
-            r["margin"] for r in records(result.folder, f"evaluate.{arm}.0", "item") if r["condition"] == condition
-        ]
-        for arm in LATENT_ARMS
-        for condition in CONDITIONS
-    }
-    assert len({json.dumps(margins[arm, "clean"]) for arm in LATENT_ARMS}) == 3
-    assert margins["continuous", "shuffled"] != margins["continuous", "clean"]
-    for arm in ("frozen", "shared"):
-        # Every item has the same vector: to average or to shuffle it changes nothing.
-        for condition in ("averaged", "shuffled"):
-            assert margins[arm, condition] == pytest.approx(margins[arm, "clean"], abs=1e-4)
+    margins = [[r["margin"] for r in records(result.folder, f"evaluate.{arm}.0", "item")] for arm in LATENT_ARMS]
+    assert len(set(map(json.dumps, margins))) == 3, "the arm is not without effect on the margins"
 
 
 def test_the_number_of_latents_is_the_stages_and_never_the_items(folder: Path) -> None:
@@ -314,7 +299,7 @@ def test_a_folder_model_and_a_checkpoint_in_metas_layout_go_the_whole_way(tmp_pa
         assert set(result.jobs.values()) == {"done"}
         for arm in arms:
             found = records(result.folder, f"evaluate.{arm}.0", "item")
-            assert len(found) == 8 * (4 if arm == "continuous" else 1)
+            assert len(found) == 8
             assert kinds.kind("thoughts.evaluate").yields["item"] <= set(found[0])
         loaded[name] = load_file(result.folder / "artifacts" / "train.continuous.0" / "last.safetensors")
         # What the labels say can be read in the records, in the model's own tokens.

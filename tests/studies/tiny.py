@@ -30,6 +30,14 @@ SYMBOLS = (
     "train.checkpoint_every=4",
     "train.restart=null",
     "evaluate.batch_size=8",
+    "intervene.batch_size=8",
+    "intervene.browse=3",
+    "probe.folds=2",
+    "probe.layers=[1]",
+    "probe.permutations=9",
+    "probe.smallest_class=2",
+    "trace.items=3",
+    "trace.layers=[1]",
 )
 TEXT = (
     "model.model={kind: text, name: null, width: 32, layers: 2, heads: 2, dropout: 0.1, max_positions: 160}",
@@ -43,6 +51,7 @@ TEXT = (
     "train.reset_optimizer=epoch",
     "train.schedule=constant",
     "train.validate_every=0",
+    "trace.decode=false",
 )
 
 

@@ -14,7 +14,7 @@ right-padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -88,6 +88,38 @@ class Batch:
         cut = {name: getattr(self, name)[:, :end] for name in ("ids", "mask", "latent", "labels")}
         return replace(self, **cut)
 
+    def with_thoughts(self, count: int) -> Batch:
+        """The same columns with `count` latents in every row in place of its K.
+
+        Raises:
+            ValueError: the rows have different numbers of latents.
+        """
+        known = self.thoughts
+        if bool((self.latent.sum(1) != known).any()):
+            raise ValueError("the rows have different numbers of latents: give all the same before changing it")
+        new = {"ids": 0, "mask": True, "latent": True, "labels": IGNORE}
+        changed = {}
+        for name, value in new.items():
+            old: Tensor = getattr(self, name)
+            head, tail = old[:, : self.first], old[:, self.first + known :]
+            changed[name] = torch.cat((head, old.new_full((len(old), count), value), tail), 1)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """Prompts that were read once, and the thoughts that followed them: where every continuation may begin.
+
+    Attributes:
+        caches: K + 1 of them; number k holds the prompt and the first k thoughts. They are cloned, never continued.
+        hidden: (B, K + 1, D), the last state of each: what a `continuous` arm thinks next.
+        thoughts: (B, K, D), what stands in the latent columns.
+    """
+
+    caches: tuple[Any, ...]
+    hidden: Tensor
+    thoughts: Tensor
+
 
 class Thoughts(nn.Module):
     """A backbone that thinks in one arm's latents.
@@ -117,9 +149,7 @@ class Thoughts(nn.Module):
         if batch.facts is not None:
             graph = self.backbone.embed_graph(batch.facts, batch.options, batch.root)
             columns = graph.shape[1]
-            embeds = torch.cat((graph, embeds), 1)
-            assert batch.facts_mask is not None
-            mask = torch.cat((batch.facts_mask, mask.new_ones(len(mask), 2), mask), 1)
+            embeds, mask = torch.cat((graph, embeds), 1), self._mask(batch)
         # The facts of a graph have no order; position ids count the columns after them.
         positions = F.pad((batch.mask.cumsum(1) - 1).clamp(min=0), (columns, 0))
         return embeds, mask, positions, columns
@@ -127,7 +157,13 @@ class Thoughts(nn.Module):
     def placed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """For a prompt that is in a cache: the mask (B, P + T) of its columns, and each row's next position (B,)."""
         # Not from the last column's position: a prompt that is a graph alone has no column that is counted.
-        return self.layout(batch)[1], batch.mask.sum(1)
+        return self._mask(batch), batch.mask.sum(1)
+
+    def _mask(self, batch: Batch) -> Tensor:
+        """(B, P + T): the facts, their two columns of the query, the ids."""
+        if batch.facts_mask is None:
+            return batch.mask
+        return torch.cat((batch.facts_mask, batch.mask.new_ones(len(batch.mask), 2), batch.mask), 1)
 
     def forward(
         self, batch: Batch, *, cache: Any = None, edit: Callable[[int, Tensor], Tensor] | None = None
@@ -167,29 +203,92 @@ class Thoughts(nn.Module):
             Hidden states (B, T - first + 1, D) and the thoughts that were put in (B, K, D).
         """
         cache = self.backbone.new_cache() if cache is None else cache
-        embeds, mask, positions, graph = self.layout(batch)
-        first, end = graph + batch.first, graph + batch.first + batch.thoughts
-        hidden = self._run(embeds[:, :first], mask[:, :first], positions[:, :first], cache, first - 1, graph)
+        hidden, after, mask, positions = self._read(batch, cache)
         states, put_in = [hidden], []
-        for k, column in enumerate(range(first, end)):
-            thought = hidden[:, 0] if self.arm == "continuous" else self.vector.to(hidden).expand_as(hidden[:, 0])
-            thought = thought if edit is None else edit(k, thought)
+        for thought, state in self._think(batch, hidden, after, mask, positions, cache, edit, 0):
             put_in.append(thought)
-            here = batch.latent[:, column - graph, None]
-            # Rows with fewer latents than the widest already hold a token of their tail in this column.
-            x = torch.where(here, thought, embeds[:, column])[:, None]
-            hidden = self._run(x, mask[:, : column + 1], positions[:, column : column + 1], cache, 0)
-            states.append(hidden)
-        if end < embeds.shape[1]:
-            states.append(self._run(embeds[:, end:], mask, positions[:, end:], cache, 0))
+            states.append(state)
+        if (end := len(put_in)) < after.shape[1]:
+            states.append(self._run(after[:, end:], mask, positions[:, end:], cache, 0))
         thoughts = torch.stack(put_in, 1) if put_in else hidden[:, :0]
         return torch.cat(states, 1), thoughts
 
-    def replaced(self, batch: Batch, thoughts: Tensor, *, cache: Any = None) -> Tensor:
-        """Hidden states as `forward`, with thoughts (B, K, D) put in AFTERWARDS: none of them is computed anew."""
+    def _read(self, batch: Batch, cache: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The pass over the prompt: its last state (B, 1, D), and what `_think` needs for the columns from `first`."""
         embeds, mask, positions, graph = self.layout(batch)
-        first, end = graph + batch.first, graph + batch.first + batch.thoughts
-        latent = batch.latent[:, batch.first : batch.first + batch.thoughts, None]
-        middle = torch.where(latent, thoughts.to(embeds.dtype), embeds[:, first:end])
-        embeds = torch.cat((embeds[:, :first], middle, embeds[:, end:]), 1)
-        return self._run(embeds, mask, positions, cache, first - 1, graph)
+        first = graph + batch.first
+        hidden = self._run(embeds[:, :first], mask[:, :first], positions[:, :first], cache, first - 1, graph)
+        return hidden, embeds[:, first:], mask, positions[:, first:]
+
+    def _think(
+        self, batch: Batch, hidden: Tensor, after: Tensor, mask: Tensor, positions: Tensor, cache: Any,
+        edit: Callable[[int, Tensor], Tensor] | None, start: int,
+    ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+        """One pass a latent column from number `start` on, the columns before it being in the cache.
+
+        Args:
+            batch: the sequences.
+            hidden: (B, 1, D), the state of the column before.
+            after: (B, T - first, D), embeddings of all columns from `first` on.
+            mask: (B, P + T).
+            positions: (B, T - first).
+            cache: appended to.
+            edit: see `forward`.
+            start: number of the first column to be computed.
+
+        Yields:
+            What was put in (B, D), and the state of its column (B, 1, D).
+        """
+        before = mask.shape[1] - after.shape[1]
+        for k in range(start, batch.thoughts):
+            thought = hidden[:, 0] if self.arm == "continuous" else self.vector.to(hidden).expand_as(hidden[:, 0])
+            thought = thought if edit is None else edit(k, thought)
+            here = batch.latent[:, batch.first + k, None]
+            # Rows with fewer latents than the widest already hold a token of their tail in this column.
+            x = torch.where(here, thought, after[:, k])[:, None]
+            hidden = self._run(x, mask[:, : before + k + 1], positions[:, k : k + 1], cache, 0)
+            yield thought, hidden
+
+    def chain(self, batch: Batch) -> Chain:
+        """Read the prompts in one pass and think, one pass a latent column; all rows have the same number of them."""
+        cache = self.backbone.new_cache()
+        hidden, after, mask, positions = self._read(batch, cache)
+        states, thoughts, caches = [hidden], [], [cache.clone()]
+        for thought, state in self._think(batch, hidden, after, mask, positions, cache, None, 0):
+            thoughts.append(thought)
+            states.append(state)
+            caches.append(cache.clone())
+        put_in = torch.stack(thoughts, 1) if thoughts else hidden[:, :0]
+        return Chain(caches=tuple(caches), hidden=torch.cat(states, 1), thoughts=put_in)
+
+    def resume(
+        self, batch: Batch, chain: Chain, *, start: int, edit: Callable[[int, Tensor], Tensor] | None = None,
+        put_in: Tensor | None = None,
+    ) -> tuple[Tensor, Any, Tensor]:  # fmt: skip
+        """Go on after the first `start` thoughts of a chain, without reading the prompt again.
+
+        Args:
+            batch: the chain's prompts, with K latents in every row: more or fewer than the chain has, but at least
+                `start`.
+            chain: left as it is.
+            start: how many thoughts stay as they are.
+            edit: as for `forward`: thoughts from number `start` on are computed anew, and edited on the way.
+            put_in: (B, K, D), of which those from number `start` on stand in the columns, none of them computed anew.
+
+        Returns:
+            The last column's hidden state (B, D), its cache, and the thoughts (B, K, D) that stand in the columns.
+        """
+        cache, before, count = chain.caches[start].clone(), chain.hidden[:, start, None], batch.thoughts
+        after, mask = self.backbone.embed(batch.ids[:, batch.first :]), self._mask(batch)
+        positions = (batch.mask.cumsum(1) - 1).clamp(min=0)[:, batch.first :]
+        parts, hidden, done, rest = [chain.thoughts[:, :start]], before, count, after[:, count:]
+        if put_in is None:
+            passes = list(self._think(batch, before, after, mask, positions, cache, edit, start))
+            parts += [thought[:, None] for thought, _ in passes]
+            hidden = passes[-1][1] if passes else before
+        else:
+            given = put_in[:, start:].to(after)
+            parts, done, rest = [*parts, given], start, torch.cat((given, rest), 1)
+        if columns := rest.shape[1]:
+            hidden = self._run(rest, mask, positions[:, done:], cache, columns - 1)
+        return hidden[:, -1], cache, torch.cat(parts, 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from stepwell.studies.thoughts import analysis_params as _analyses
 from stepwell.studies.thoughts import params as _thoughts
 
 __all__ = ["KINDS"]
 
-KINDS = _thoughts.KINDS
+KINDS = (*_thoughts.KINDS, *_analyses.KINDS)
 """The kinds of stage that ship with Stepwell."""

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwell.devices import Work
+from stepwell.latents.conditions import interventions
 from stepwell.studies.thoughts.params import (
     DataParams,
     EvaluateParams,
+    InterveneParams,
     ModelParams,
     SymbolModel,
     TextModel,
@@ -21,6 +23,9 @@ GRAPH_COLUMNS = 40
 """A training sequence as symbols: about as many for `mini` in pairs as for the official graphs as facts."""
 PAIR_COLUMNS = 90
 """An official graph in pairs: 36 facts on average, the query, latents and answer."""
+TEXT_ANSWER, SYMBOL_ANSWER = 40, 8
+"""Columns of an answer as it is decoded, and of both options."""
+WITH_LATENTS = ("continuous", "frozen", "shared")
 KNOWN_BLOCK_PARAMETERS = {"gpt2": 85_056_000, "smollm2-135m": 106_203_456}
 """Parameters of the layers, embeddings left out, of models that need not be at hand to be planned with."""
 
@@ -38,16 +43,41 @@ def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[st
 
 
 def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
-    """One forward of every item and condition; decoding adds a column a token, within the count."""
+    """One forward of every item; decoding adds a column a token, within the count."""
     model: ModelParams = inputs["model"]
     data: DataParams = inputs["data"]
     per_column = flop_per_column(model)
     if per_column is None:
         return None
-    sizes = [params.items or n for n in (data.n_valid, data.n_test, *data.families.values()) if n]
-    conditions = len(params.conditions) + len(params.thoughts_allowed)
-    tokens = sum(sizes) * conditions * columns(model, data)
+    tokens = _asked(params, data) * columns(model, data)
     return Work(flop=float(per_column) * tokens, tokens=tokens)
+
+
+def of_interventions(params: InterveneParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
+    """The question twice (for the chain, for all interventions); for each intervention its thoughts and an answer."""
+    model: ModelParams = inputs["model"]
+    data: DataParams = inputs["data"]
+    per_column = flop_per_column(model)
+    if per_column is None:
+        return None
+    latents = 0
+    if axes.get("arm") in WITH_LATENTS:
+        latents = model.curriculum.stages * model.curriculum.thoughts_per_step
+    what = interventions(
+        latents, families=params.families, scales=params.scales, propagates=params.propagates, counts=params.thoughts
+    )
+    answer = TEXT_ANSWER if isinstance(model.model, TextModel) else SYMBOL_ANSWER
+    each = 2 * columns(model, data) + len(what) * (latents + answer) if latents else 0
+    tokens = _asked(params, data) * each
+    return Work(flop=float(per_column) * tokens, tokens=tokens)
+
+
+def _asked(params: EvaluateParams | InterveneParams, data: DataParams) -> int:
+    """Items that are asked."""
+    made = {"official" if data.valid else "valid": data.n_valid, "test": data.n_test, **data.families}
+    made |= {f"{name}-swapped": made.get(name, 0) for name in data.swapped}
+    sizes = [n for name, n in made.items() if n and (not params.sets or name in params.sets)]
+    return sum(min(n, params.items or n) for n in sizes)
 
 
 def columns(model: ModelParams, data: DataParams) -> int:

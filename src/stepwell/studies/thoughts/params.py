@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stepwell import kinds
+from stepwell.latents.conditions import FAMILIES, Family
 from stepwell.recipe import Curriculum, Monitors, Recipe
-from stepwell.spec import DataFile, Spec
+from stepwell.spec import DataFile, ModelName, Spec
 
 Count = Annotated[int, Field(ge=0)]
 Arm = Literal["cot", "direct", "continuous", "frozen", "shared", "removal"]
-Condition = Literal["clean", "zeroed", "averaged", "shuffled", "last-zeroed"]
 
 
 class DataParams(Spec):
@@ -80,7 +80,7 @@ class TextModel(Spec):
     """
 
     kind: Literal["text"] = "text"
-    name: str | None = None
+    name: ModelName | None = None
     architecture: Literal["gpt2", "llama", "qwen2", "gpt_neox"] = "gpt2"
     width: int = Field(default=768, ge=1)
     layers: int = Field(default=2, ge=1)
@@ -138,21 +138,44 @@ class TrainParams(Recipe):
 
 
 class EvaluateParams(Spec):
-    """One record an item and condition.
+    """One record an item, with the thoughts that the arm was trained with.
 
     Attributes:
         sets: which sets; empty = all but training and steering.
-        conditions: clean, and thoughts replaced after they were computed.
-        intervene: the sets on which thoughts are replaced or their number changed; empty = all that are evaluated.
-        thoughts_allowed: evaluate also with these numbers of latents in place of the stage's.
         items: of each set, the first so many; 0 = all.
         weights: the last, or the best by the steering split.
     """
 
     sets: tuple[str, ...] = ()
-    conditions: tuple[Condition, ...] = ("clean",)
-    intervene: tuple[str, ...] = ()
-    thoughts_allowed: tuple[Count, ...] = ()
+    items: Count = 0
+    batch_size: int = Field(default=64, ge=1)
+    weights: Literal["last", "best"] = "last"
+
+
+class InterveneParams(Spec):
+    """One record an item and intervention (`stepwell.latents.interventions`), the clean one among them.
+
+    Attributes:
+        sets: which sets; empty = all but training and steering.
+        families: what is done to the thoughts.
+        scales: of noise, in units of the standard deviation of the thoughts at its position.
+        propagates: noise while the chain is computed, so that later thoughts hear of it (true), afterwards, so that
+            they do not (false), or both.
+        thoughts: how many thoughts the family `thoughts` allows in place of the trained number; 0 = depth 0.
+        decode: also let the model write its answer; without, only the two options are compared, right after the
+            thoughts, which is much cheaper for a model that writes long ones.
+        browse: for how many items of each set the tokens nearest to each thought are recorded.
+        items: of each set, the first so many; 0 = all.
+        weights: the last, or the best by the steering split.
+    """
+
+    sets: tuple[str, ...] = ()
+    families: tuple[Family, ...] = FAMILIES
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    propagates: tuple[bool, ...] = (True, False)
+    thoughts: tuple[Count, ...] = (0, 2, 3, 4, 5, 6, 7, 8)
+    decode: bool = True
+    browse: Count = 100
     items: Count = 0
     batch_size: int = Field(default=64, ge=1)
     weights: Literal["last", "best"] = "last"
@@ -221,6 +244,20 @@ KINDS = (
                 )
             },
             estimate=f"{_HERE}.cost:of_evaluation",
+        )
+    ),
+    kinds.register(
+        kinds.Kind(
+            name="thoughts.intervene",
+            params=InterveneParams,
+            run=f"{_HERE}.interventions:intervene",
+            yields={
+                "intervention": frozenset({"set", "id", "hops", "latents", "family", "condition", "k", "position"})
+                | {"scale", "propagates", "donor", "correct", "forced_correct", "margin", "flipped"}
+                | {"answer_changed", "vacuous"},
+                "thought": frozenset({"set", "id", "position", "nearest"}),
+            },
+            estimate=f"{_HERE}.cost:of_interventions",
         )
     ),
 )

@@ -1,0 +1,1 @@
+"""Analyses of trained models: states gathered and replaced, probes, causal tracing."""

@@ -1,0 +1,132 @@
+"""The stage `thoughts.trace`: patch every (layer, position) of the question's run into one about the other person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stepwell.analysis.tracing import Place, Tracer, effect
+from stepwell.latents.thoughts import WITH_CURRICULUM, Arm
+from stepwell.stage import StageContext
+from stepwell.studies.thoughts.analysis_params import TraceParams
+from stepwell.studies.thoughts.build import Built
+from stepwell.studies.thoughts.data import load_graphs
+from stepwell.studies.thoughts.params import SymbolModel
+from stepwell.studies.thoughts.sets import chosen_sets
+from stepwell.studies.thoughts.training import final_stage, model_params, reloaded
+from stepwell.tasks.prosqa import load_items
+from stepwell.tasks.prosqa.reading import Reader
+from stepwell.tasks.prosqa.words import is_person
+
+
+def other_person(
+    edges: Sequence[tuple[int, int]], persons: Sequence[int], root: int, target: int, neg_target: int
+) -> int | None:
+    """The first other person who is an ancestor of the wrong option and not of the right one, or None."""
+    parents: dict[int, list[int]] = {}
+    for parent, child in edges:
+        parents.setdefault(child, []).append(parent)
+
+    def ancestors(node: int) -> set[int]:
+        found, left = {node}, [node]
+        while left:
+            fresh = [p for p in parents.get(left.pop(), ()) if p not in found]
+            found.update(fresh)
+            left.extend(fresh)
+        return found
+
+    fits = ancestors(neg_target) - ancestors(target)
+    return next((person for person in sorted(persons) if person != root and person in fits), None)
+
+
+def both_readers(built: Built, data: Path, name: str) -> tuple[Reader, Reader, list[int]]:
+    """A set's reader, one that asks about the other person, and the rows whose prompts then keep every column."""
+    if isinstance(built.params.model, SymbolModel):
+        clean = built.reader(data, name)
+        graphs = load_graphs(data, name)
+        roots = [
+            other_person(
+                [(a, b) for a, b in graphs.edges[row].tolist() if a >= 0], np.flatnonzero(graphs.persons[row]).tolist(),
+                int(graphs.root[row]), int(graphs.target[row]), int(graphs.neg_target[row]),
+            )
+            for row in range(len(graphs))
+        ]  # fmt: skip
+        swapped = np.array([old if new is None else new for old, new in zip(graphs.root, roots, strict=True)], np.int16)
+        corrupt = built.symbols(replace(graphs, root=swapped))
+        return clean, corrupt, [row for row, new in enumerate(roots) if new is not None]
+    items = load_items(data / f"{name}.json")
+    clean, changed, rows = built.text(items), [], []
+    for row, item in enumerate(items):
+        names = item.idx_to_symbol
+        persons = [node for node, symbol in enumerate(names) if is_person(symbol)]
+        other = other_person(item.edges, persons, item.root, item.target, item.neg_target)
+        if other is not None:
+            facts, _, query = item.question.rpartition("Is ")
+            item = replace(item, question=f"{facts}Is {names[other]}{query.removeprefix(names[item.root])}", root=other)
+            rows.append(row)
+        changed.append(item)
+    corrupt = built.text(changed)
+    # Names of unequal numbers of tokens would move every column after them.
+    return clean, corrupt, [row for row in rows if len(clean.questions[row]) == len(corrupt.questions[row])]
+
+
+def trace(params: TraceParams, ctx: StageContext) -> None:
+    """Trace one trained arm: one record an item, layer and position, and one an item."""
+    arm: Arm = ctx.job.axes["arm"]
+    (trained,), (data,) = ctx.inputs["train"], ctx.inputs["data"]
+    built = reloaded(model_params(ctx), arm, trained.folder / f"{params.weights}.safetensors", ctx)
+    stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
+    for name in chosen_sets(params.sets, data):
+        clean, corrupt, usable = both_readers(built, data.folder, name)
+        rows = usable[: params.items] if params.items else usable
+        ctx.write("trace-set", set=name, n=len(rows), of=len(clean), left_out=len(clean) - len(usable))
+        steps = max((clean.identity(row)[1] for row in rows), default=0)
+        for start in range(0, len(rows), params.batch_size):
+            some = torch.tensor(rows[start : start + params.batch_size])
+            _batch(params, ctx, built, (clean, corrupt), some, stage, name, steps)
+            ctx.progress(start + len(some), len(rows), set=name)
+            ctx.stop_if_asked()
+
+
+def _batch(
+    params: TraceParams, ctx: StageContext, built: Built, readers: tuple[Reader, Reader], rows: Tensor, stage: int,
+    name: str, steps: int,
+) -> None:  # fmt: skip
+    clean, corrupt = (
+        reader.ask(rows, built.thoughts.arm, stage, torch.Generator().manual_seed(ctx.seed + int(rows[0]))).to(
+            ctx.device
+        )
+        for reader in readers
+    )
+    tracer = Tracer(built.thoughts, readers, clean, corrupt, steps=steps, decode=params.decode)
+    ids = [readers[0].identity(row)[0] for row in rows.tolist()]
+    before, after = tracer.clean.tolist(), tracer.corrupt.tolist()
+    for item, a, b in zip(ids, before, after, strict=True):
+        ctx.write("trace-item", set=name, id=item, clean=round(a, 6), corrupt=round(b, 6), clean_above=a > b)
+    for place in tracer.places:
+        for layer in range(tracer.layers + 1):
+            if params.layers and layer not in params.layers:
+                continue
+            _records(params, ctx, name, ids, (before, after), place, layer, tracer)
+
+
+def _records(
+    params: TraceParams, ctx: StageContext, name: str, ids: Sequence[str], ends: tuple[list[float], list[float]],
+    place: Place, layer: int, tracer: Tracer,
+) -> None:  # fmt: skip
+    found = tracer.patch(layer, place).probability.tolist()
+    for item, clean, corrupt, value in zip(ids, *ends, found, strict=True):
+        if math.isnan(value):
+            continue
+        undone = effect(clean, corrupt, value, params.smallest_gap)
+        ctx.write(
+            "trace", set=name, id=item, layer=layer, position=place.number, position_name=place.name, role=place.role,
+            clean=round(clean, 6), corrupt=round(corrupt, 6), patched=round(value, 6),
+            effect=None if undone is None else round(undone, 6),
+        )  # fmt: skip
