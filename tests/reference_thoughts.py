@@ -6,13 +6,13 @@ anew from its start for every thought.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stepwell.latents.thoughts import IGNORE, Batch
+from stepwell.latents.thoughts import IGNORE, Batch, Thoughts
 from stepwell.small import SmallConfig, SmallLM
 
 SMALL = ("pairs", "facts", "facts-with-positions")
@@ -142,3 +142,49 @@ def weighted(hidden: Tensor, batch: Batch, seed: int = 5) -> Tensor:
     weights = torch.randn(hidden.shape, dtype=torch.float64, generator=generator)
     real = nn.functional.pad(batch.mask[:, batch.first :], (1, 0), value=True)
     return (hidden * weights.to(hidden.dtype))[real].sum()
+
+
+class Slow:
+    """One item at a time, without padding, without a cache: decoding and log-probabilities."""
+
+    def __init__(
+        self, model: Thoughts, batch: Batch, row: int, given: Tensor | None = None, *,
+        added: Mapping[int, Tensor] | None = None, count: int | None = None,
+    ) -> None:  # fmt: skip
+        """With thoughts `given` (K, D), or computed, with `added[k]` put on thought k before the next one is."""
+        self.backbone: Any = model.backbone
+        self.vectors = graph_slowly(self.backbone, batch, row)
+        self.graph, self.thoughts = len(self.vectors), []
+        real = batch.mask[row].nonzero()[:, 0].tolist()
+        tokens = [column for column in real if not batch.latent[row, column]]
+        self.vectors += [self.embedded(int(batch.ids[row, column])) for column in tokens if column < batch.first]
+        for k in range(len(real) - len(tokens) if count is None else count):
+            thought = run_slowly(self.backbone, self.vectors, self.graph)[-1] if model.arm == "continuous" else None
+            thought = model.vector.detach() if thought is None else thought
+            thought = given[k] if given is not None else thought + (added or {}).get(k, 0)
+            self.thoughts.append(thought)
+            self.vectors.append(thought)
+        self.vectors += [self.embedded(int(batch.ids[row, column])) for column in tokens if column >= batch.first]
+
+    def embedded(self, token: int) -> Tensor:
+        return self.backbone.embed(torch.tensor([[token]]))[0, 0]
+
+    def log_probabilities(self, ids: Sequence[int]) -> Tensor:
+        vectors = self.vectors + [self.embedded(token) for token in ids]
+        hidden = run_slowly(self.backbone, vectors, self.graph)
+        return self.backbone.logits(hidden).log_softmax(-1)
+
+    def decode(self, stop: int, limit: int) -> list[int]:
+        ids: list[int] = []
+        while len(ids) < limit:
+            token = int(self.log_probabilities(ids)[-1].argmax())
+            if token == stop:
+                break
+            ids.append(token)
+        return ids
+
+    def nats(self, steps: Sequence[int], option: Sequence[int]) -> float:
+        """Log-probability of an option after the steps."""
+        table = self.log_probabilities([*steps, *option])
+        start = len(self.vectors) + len(steps) - 1
+        return sum(float(table[start + i, token]) for i, token in enumerate(option))

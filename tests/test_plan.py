@@ -384,7 +384,7 @@ def test_what_is_wrong_is_named_with_line_key_and_what_is_allowed(toy: Path, old
         ("evaluate.each.arm=[x]", "stage train has no job with arm x; its arm: cot, shared"),
         ("gates.early.minus={arm: direct}", "gates.early.criteria.0.minus.arm: stage train has no job with arm direct"),
         ("gates.early.per=sed", "gates.early.criteria.0.per: records of validation have no field `sed`"),
-        ("gates.early.need=2", "`need` counts the values of `per`, which is missing"),
+        ("gates.early.need=2", "`need` is about the values of `per`, which is missing"),
         ("gates.early.confidence=1.5", "gates.early.criteria.0.confidence: must be less than 1, found 1.5"),
         ("gates.early.before=[data]", "gates.early.before: cycle through a gate: data waits for train waits for data"),
         ("gates.early.criteria.0.stage=data", "`data` is not in the gate's `after` (train)"),

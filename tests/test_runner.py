@@ -16,6 +16,7 @@ import pytest
 
 from stepwell.errors import Interrupted, StageFailed, StepwellError
 from stepwell.plan import Plan, jobs
+from stepwell.report.verdicts import verdict_rows
 from stepwell.runner import Schedule, job_fingerprints, run, status
 from stepwell.store import append_event
 from toy import GATE, contents, drive, events_of, one_stage, small_disk, started, toy_plan
@@ -158,6 +159,25 @@ def test_a_gate_leads_where_its_route_says(tmp_path: Path, threshold: float, rou
     if "more" in not_run:
         assert skipped["more"] == f"gate early routed to `{result.verdicts[0].route}`"
         assert skipped["last"] == "it needs more, which is not run"
+
+
+@pytest.mark.parametrize(("threshold", "asked"), [(0.0, False), (1.1, True)])
+def test_a_gate_may_wait_for_the_route_of_another(tmp_path: Path, threshold: float, asked: bool):
+    """What it holds back does not wait for a gate that is not asked; where it is asked, it decides."""
+    first = {**GATE, "criteria": [{**GATE["criteria"][0], "threshold": threshold}], "routes": {"no-go": "doubt"}}
+    stages = [
+        {"name": "walk", "kind": "toy.walk"},
+        {"name": "sum", "kind": "toy.sum", "needs": ["walk"]},
+        {"name": "last", "kind": "toy.walk"},
+    ]
+    second = {**GATE, "name": "second", "on": "doubt", "before": ["last"], "routes": {"no-go": "stop"}}
+    second["criteria"] = [{**GATE["criteria"][0], "threshold": 1.1}]
+    result = run(toy_plan(stages=stages, gates=[first, second]), tmp_path / "run")
+    assert [verdict.gate for verdict in result.verdicts] == ["early", *(["second"] if asked else [])]
+    assert result.jobs["last"] == ("skipped" if asked else "done")
+    assert result.decision == ("no-go" if asked else "go")
+    rows = {row.gate: row for row in verdict_rows(tmp_path / "run")}
+    assert rows["second"].decision == ("no-go" if asked else "not asked")
 
 
 def test_what_a_changed_route_leaves_behind_is_retired(tmp_path: Path):

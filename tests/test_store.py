@@ -517,7 +517,7 @@ def test_the_policy_is_frozen(tmp_path: Path):
     with pytest.raises(StepwellError) as caught:
         freeze(path, _gates(threshold=0.05))
     assert "gates.early.criteria.0.threshold: 0.1 -> 0.05" in caught.value.cause
-    assert "--override-gate" in caught.value.way_out
+    assert "--reason" in caught.value.way_out
     with pytest.raises(StepwellError, match="gates were changed"):
         freeze(path, [], "   ")
     assert json.loads(path.read_text()) == policy

@@ -15,7 +15,7 @@ import yaml
 
 ARMS = ("cot", "direct", "continuous", "shared", "removal")
 FINAL = {"cot": 0.95, "direct": 0.5, "continuous": 0.985, "shared": 0.51, "removal": 0.52}
-CHANGED = {"zeroed": 0.45, "averaged": 0.5, "shuffled": 0.43}
+CHANGED = {"zeroed": 0.45, "averaged": 0.5, "between": 0.43}
 RULES = {"another-person": 0.6125, "lower-in-degree": 0.52, "first-named": 0.49}
 OUTSIDE = {"7hop": -0.2, "dag": -0.08, "no-shortcut": -0.02}
 LATENT = ("continuous", "shared")
@@ -43,6 +43,7 @@ class Run:
     def __init__(self, path: Path, *, seeds: tuple[int, ...] = (0,), items: int = 200, steps: int = 600) -> None:
         self.path, self.seeds, self.items, self.steps = path, seeds, items, steps
         self.random = random.Random(7)
+        self.forced: dict[tuple[str, int, str], bool] = {}
         (path / "records").mkdir(parents=True)
         (path / "jobs").mkdir()
         self.clock = 1_760_000_000.0
@@ -100,7 +101,9 @@ class Run:
         (self.path / "plan.yaml").write_text(yaml.safe_dump({**plan, **changes}, sort_keys=False))
 
     def policy(self, overrides: list[dict[str, Any]] | None = None) -> None:
-        policy = {"sha256": "5f2d" * 16, "gates": [], "overrides": overrides or []}
+        gates = [{"name": name} for name in ("set-up", "baselines", "curriculum", "difference")]
+        digest = hashlib.sha256(json.dumps(gates, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        policy = {"sha256": digest, "gates": gates, "overrides": overrides or []}
         (self.path / "policy.json").write_text(json.dumps(policy))
 
     def env(self) -> None:
@@ -175,33 +178,56 @@ class Run:
     def evaluate(self, arm: str, seed: int, *, sets: Iterable[str] = ("test", *OUTSIDE), prediction: str = "") -> None:
         records = []
         for name in sets:
-            conditions = ("clean", *CHANGED) if name == "test" and arm in LATENT else ("clean",)
-            for condition in conditions:
-                for item in range(self.items):
-                    level = min(0.99, max(0.5, FINAL[arm] + OUTSIDE.get(name, 0))) if FINAL[arm] > 0.6 else 0.5
-                    if condition != "clean" and arm == "continuous":
-                        level = CHANGED[condition]
-                    correct = self.random.random() < level
-                    forced = correct or self.random.random() < 0.1
-                    records.append(
-                        {
-                            "kind": "item",
-                            "arm": arm,
-                            "seed": seed,
-                            "set": name,
-                            "id": f"{name}-{item:04d}",
-                            "condition": condition,
-                            "hops": 2 + item % 2 if name == "test" else 7,
-                            "correct": correct,
-                            "forced_correct": forced,
-                            "margin": self.random.gauss(4.0 if correct else -2.0, 1.0),
-                            "chain_valid": correct if arm == "cot" else None,
-                            "prediction": prediction or ("c4" if correct else "c1"),
-                            "answer": "c4",
-                            "latents": 3 if arm in LATENT else 0,
-                        }
-                    )
+            for item in range(self.items):
+                level = min(0.99, max(0.5, FINAL[arm] + OUTSIDE.get(name, 0))) if FINAL[arm] > 0.6 else 0.5
+                correct = self.random.random() < level
+                forced = correct or self.random.random() < 0.1
+                self.forced[arm, seed, f"{name}-{item:04d}"] = forced
+                records.append(
+                    {
+                        "kind": "item",
+                        "arm": arm,
+                        "seed": seed,
+                        "set": name,
+                        "id": f"{name}-{item:04d}",
+                        "condition": "clean",
+                        "hops": 2 + item % 2 if name == "test" else 7,
+                        "correct": correct,
+                        "forced_correct": forced,
+                        "margin": self.random.gauss(4.0 if correct else -2.0, 1.0),
+                        "chain_valid": correct if arm == "cot" else None,
+                        "prediction": prediction or ("c4" if correct else "c1"),
+                        "answer": "c4",
+                        "latents": 3 if arm in LATENT else 0,
+                    }
+                )
         self.job(f"evaluate.{arm}.{seed}", records, seconds=6)
+
+    def intervene(self, arm: str, seed: int) -> None:
+        """Clean, three changes of all thoughts, and noise on the first k of three."""
+        specs: list[dict[str, Any]] = [{"family": name, "condition": name} for name in ("clean", *CHANGED)]
+        noise = {"family": "noise-first", "scale": 1.0}
+        specs += [
+            {**noise, "condition": f"noise-first k={k} x1 {how}", "k": k, "propagates": how == "propagating"}
+            for how in ("propagating", "afterwards")
+            for k in (1, 2, 3)
+        ]
+        records = []
+        for spec in specs:
+            for item in range(self.items):
+                level = FINAL[arm] if spec["condition"] == "clean" else CHANGED.get(spec["family"], 0.7)
+                correct = self.random.random() < (level if arm == "continuous" else FINAL[arm])
+                usual = {"k": None, "position": None, "scale": None, "propagates": None, "donor": None, "latents": 3}
+                what = {**usual, **spec, "vacuous": arm == "shared" and spec["family"] in ("averaged", "between")}
+                changed = spec["family"] != "clean" and not what["vacuous"] and self.random.random() < 0.3
+                found = {"correct": correct, "forced_correct": correct, "margin": 1.0 if correct else -1.0}
+                if spec["family"] == "clean":  # the same question as the evaluation's
+                    found["forced_correct"] = self.forced.get((arm, seed, f"test-{item:04d}"), correct)
+                place = {"arm": arm, "seed": seed, "set": "test", "id": f"test-{item:04d}", "hops": 2 + item % 2}
+                records.append(
+                    {"kind": "intervention", **place, **what, **found, "flipped": changed, "answer_changed": changed}
+                )
+        self.job(f"intervene.{arm}.{seed}", records, seconds=3)
 
     def verdicts(self, *, upto: int = 4, override: dict[str, Any] | None = None) -> None:
         every = {"statistic": "every", "comparison": ">=", "threshold": 1.0, "method": "fact"}
@@ -248,6 +274,8 @@ class Run:
             for seed in self.seeds:
                 self.train(arm, seed, alerts=arm == "direct" and seed == 0, restarts=arm == "continuous" and seed == 0)
                 self.evaluate(arm, seed, **how)
+                if arm in LATENT:
+                    self.intervene(arm, seed)
         self.verdicts()
         self.event("run-done", decision="inconclusive")
         return self.path

@@ -78,8 +78,8 @@ def report(tmp_path_factory: pytest.TempPathFactory, new_run_in: Callable[..., A
 def test_it_draws_every_chart_in_silence_and_asks_for_nothing(browser: Any, report: Path):
     visit = Visit(browser, report)
     assert visit.said == [] and visit.asked == [report.as_uri()]
-    assert visit.page.locator(".chart").count() == 12
-    assert visit.page.locator(".chart svg.main-svg").count() >= 12
+    assert visit.page.locator(".chart").count() == 15
+    assert visit.page.locator(".chart svg.main-svg").count() >= 15
     for text in ("What does a continuous thought buy?", "yes, at 95% confidence", "no finding", "flat-loss"):
         assert visit.page.get_by_text(text).first.is_visible(), text
     axis = visit.page.locator("#chart-accuracy-test .ytick text").all_text_contents()

@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference_thoughts import BACKBONES, backbone_of, graph_slowly, run_slowly
+from reference_thoughts import BACKBONES, Slow, backbone_of
 from stepwell.audit.training import learns_its_labels
 from stepwell.errors import StepwellError
-from stepwell.evaluate import Scored, accuracy, asked, collect, score
+from stepwell.evaluate import Scored, accuracy, asked, score
 from stepwell.latents.thoughts import ARMS, IGNORE, WITH_CURRICULUM, WITH_LATENTS, Arm, Batch, Thoughts
 from stepwell.objectives import cross_entropy, supervised
-from stepwell.studies.thoughts.evaluation import EDITS
 from stepwell.tasks.prosqa import Item, WordTokenizer, generate_graphs, generate_items, pack
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import ANSWER, EOS, SymbolFormat
@@ -287,46 +286,6 @@ def test_more_nodes_than_names_are_refused(names: dict[str, int], message: str):
 # Scores
 
 
-class Slow:
-    """One item at a time, without padding, without a cache: decoding and log-probabilities."""
-
-    def __init__(self, model: Thoughts, batch: Batch, row: int, given: Tensor | None = None) -> None:
-        self.backbone: Any = model.backbone
-        self.vectors = graph_slowly(self.backbone, batch, row)
-        self.graph, k = len(self.vectors), 0
-        for column in batch.mask[row].nonzero()[:, 0].tolist():
-            if not batch.latent[row, column]:
-                self.vectors.append(self.embedded(int(batch.ids[row, column])))
-                continue
-            thought = run_slowly(self.backbone, self.vectors, self.graph)[-1] if model.arm == "continuous" else None
-            thought = getattr(model, "vector", None) if thought is None else thought
-            self.vectors.append(given[k] if given is not None else thought)  # pyright: ignore[reportArgumentType]
-            k += 1
-
-    def embedded(self, token: int) -> Tensor:
-        return self.backbone.embed(torch.tensor([[token]]))[0, 0]
-
-    def log_probabilities(self, ids: Sequence[int]) -> Tensor:
-        vectors = self.vectors + [self.embedded(token) for token in ids]
-        hidden = run_slowly(self.backbone, vectors, self.graph)
-        return self.backbone.logits(hidden).log_softmax(-1)
-
-    def decode(self, stop: int, limit: int) -> list[int]:
-        ids: list[int] = []
-        while len(ids) < limit:
-            token = int(self.log_probabilities(ids)[-1].argmax())
-            if token == stop:
-                break
-            ids.append(token)
-        return ids
-
-    def nats(self, steps: Sequence[int], option: Sequence[int]) -> float:
-        """Log-probability of an option after the steps."""
-        table = self.log_probabilities([*steps, *option])
-        start = len(self.vectors) + len(steps) - 1
-        return sum(float(table[start + i, token]) for i, token in enumerate(option))
-
-
 def agrees(found: Scored, slow: Slow, reader: Reader, batch: Batch, row: int) -> None:
     ids = slow.decode(reader.eos, 2 * reader.longest_tail)
     answer = reader.answer(batch, row, ids)
@@ -423,24 +382,6 @@ def limit_positions(model: Thoughts, known: int) -> None:
     table = model.backbone.position if hasattr(model.backbone, "position") else model.backbone.base.wpe
     table.weight = torch.nn.Parameter(table.weight[:known].clone())
     table.num_embeddings = model.backbone.max_positions = known
-
-
-def test_thoughts_put_in_are_the_ones_that_are_scored():
-    model, reader = model_of("gpt2", "continuous"), reader_for("gpt2")
-    thoughts = collect(model, reader, stage=2, seed=0, batch_size=2)
-    assert thoughts.shape == (3, 2, 16) and thoughts.dtype == torch.float32
-    clean = list(score(model, reader, stage=2, seed=0, batch_size=2))
-    own = list(score(model, reader, stage=2, seed=0, batch_size=3, edit=lambda mine, _: mine, thoughts=thoughts))
-    # The thoughts were rounded to float32 on their way.
-    assert all(math.isclose(a.margin, b.margin, abs_tol=1e-3) for a, b in zip(own, clean, strict=True))
-    for condition, edit in EDITS.items():
-        found = list(score(model, reader, stage=2, seed=0, batch_size=2, edit=edit(thoughts), thoughts=thoughts))
-        assert any(abs(a.margin - b.margin) > 1e-3 for a, b in zip(found, clean, strict=True)), condition
-        with torch.no_grad():
-            for rows, batch in asked(model, reader, stage=2, seed=0, batch_size=2):
-                put_in = edit(thoughts)(thoughts[rows], rows).double()
-                for i, row in enumerate(rows.tolist()):
-                    agrees(found[row], Slow(model, batch, i, put_in[i]), reader, batch, i)
 
 
 def test_the_first_items_only_and_no_forced_choice():

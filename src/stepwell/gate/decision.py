@@ -35,7 +35,7 @@ def decide(gate: GateSpec, records: Mapping[str, Iterable[Mapping[str, Any]]]) -
     Raises StepwellError where the records cannot answer the question; see `evidence`.
     """
     at_hand = {criterion.stage: list(records.get(criterion.stage, ())) for criterion in gate.criteria}
-    groups = [Group(criterion, evidence(criterion, at_hand[criterion.stage])) for criterion in gate.criteria]
+    groups = [Group.of(criterion, evidence(criterion, at_hand[criterion.stage])) for criterion in gate.criteria]
     return _banded(gate, groups[0]) if gate.bands else _combined(gate, groups)
 
 
@@ -89,7 +89,7 @@ def _step_down(groups: Sequence[Group], side: Side) -> list[int]:
 def _banded(gate: GateSpec, group: Group) -> Verdict:
     """The route of the band in which the interval (or the point) lies; inconclusive where it lies in none wholly."""
     criterion, unit = group.criterion, group.units[0] if group.units else None
-    if criterion.per is not None or unit is None or isinstance(unit.found, Facts):
+    if group.field is not None or not isinstance(unit, Unit) or isinstance(unit.found, Facts):
         cause = (
             f"gate {gate.name}: bands route one estimate, not {'facts' if criterion.per is None else 'one per value'}"
         )

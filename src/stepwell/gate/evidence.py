@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -43,16 +43,20 @@ class Sample:
     Args:
         values: one per record, shape (R,).
         partners: what is subtracted from them, shape (R,), where the criterion has `minus`.
+        differences: how many differences are taken, 0 to 2; with two, those two are differences themselves.
         counts: items behind each value, shape (R,), where the values are proportions over their record's `n`.
         clusters: one label per value where several values belong to one item; None where all are independent.
+        seeds: one label per value where the claim is about a mechanism; items and seeds are then crossed.
         repeated: the gate is looked at again and again: estimate by a confidence sequence.
         without_value: records (or pairs) left out because the metric is null there.
     """
 
     values: Floats
     partners: Floats | None = None
+    differences: int = 0
     counts: Floats | None = None
     clusters: tuple[Hashable, ...] | None = None
+    seeds: tuple[Hashable, ...] | None = None
     repeated: bool = False
     without_value: int = 0
 
@@ -94,7 +98,7 @@ class Sample:
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        return (0.0, 1.0) if self.partners is None else (-1.0, 1.0)
+        return (0.0, 1.0) if not self.differences else (-float(self.differences), float(self.differences))
 
     @property
     def _binary(self) -> bool:
@@ -102,6 +106,8 @@ class Sample:
 
     def estimate(self, confidence: float) -> Estimate:
         """Wilson for 0/1 values, the bootstrap for others, paired and clustered where need be; see `stats`."""
+        if self.seeds is not None:
+            return self._over_seeds(self.seeds, confidence)
         if self.counts is not None:
             items, share = self._items, self.value or 0.0
             method = stats.proportion_sequence if self.repeated else stats.wilson
@@ -116,8 +122,17 @@ class Sample:
             return stats.proportion(self.values, confidence, clusters=self.clusters)
         return stats.bootstrap_mean(self.values, confidence, clusters=self.clusters)
 
+    def _over_seeds(self, seeds: tuple[Hashable, ...], confidence: float) -> Estimate:
+        """For new items and new trainings; without an interval where there are fewer than three."""
+        items = tuple(range(len(self.values))) if self.clusters is None else self.clusters
+        values = self.values if self.partners is None else self.values - self.partners
+        found = stats.crossed_mean(values, confidence, items=items, seeds=seeds)
+        return found if len(set(seeds)) >= stats.FEWEST_SEEDS else replace(found, low=None, high=None, method="crossed")
+
     def n_to_decide(self, threshold: float, confidence: float) -> int | None:
         """Units in total that would put the interval on one side of the threshold; see `stats.n_to_decide`."""
+        if self.seeds is not None:
+            return None  # it takes seeds, of which items are no substitute
         estimate = self.estimate(confidence)
         if estimate.method == "betting" and estimate.low is not None:
             return stats.n_to_refute(self._units, threshold, confidence, bounds=self._bounds)
@@ -127,26 +142,34 @@ class Sample:
 def evidence(criterion: Criterion, records: Sequence[Record]) -> dict[Any, Sample | Facts]:
     """What the criterion judges, by value of its `per` field (the one key None without `per`). Empty: no records.
 
+    With `any_of` the keys are pairs: (value of `per`, value of `any_of`).
+
     Raises StepwellError where the records cannot answer: a metric that is not a finite number (except for `every`),
     partners missing, several records for one pair, a misspelt metric.
     """
     first = _chosen(criterion, criterion.where, records)
-    if criterion.minus is None:
+    if not criterion.replaced:
         return {value: _judged(criterion, rows) for value, rows in _by_value(criterion, first).items()}
     if criterion.statistic == "every":
         raise _refuse(criterion, "`minus` takes a difference, of which `every` makes no sense", "Use statistic: mean.")
-    if criterion.per in criterion.minus:
-        raise _refuse(
-            criterion, f"`minus` replaces {criterion.per}, so it cannot be decided per {criterion.per}", "Drop one."
-        )
-    one = _by_value(criterion, first)
-    other = _by_value(criterion, _chosen(criterion, {**criterion.where, **criterion.minus}, records))
+    for field in {criterion.per, criterion.any_of} & {field for replaced in criterion.replaced for field in replaced}:
+        raise _refuse(criterion, f"`minus` replaces {field}, so it cannot be decided per {field}", "Drop one.")
+    sides = [
+        _by_value(criterion, first if not replaced else _chosen(criterion, {**criterion.where, **replaced}, records))
+        for replaced in _corners(criterion)
+    ]
     return {
-        value: _paired(criterion, one[value], other[value])
-        if value in one and value in other
+        value: _paired(criterion, [side[value] for side in sides])
+        if all(value in side for side in sides)
         else _sample(criterion, [])
-        for value in sorted(one.keys() | other.keys(), key=repr)
+        for value in sorted(set().union(*sides), key=repr)
     }
+
+
+def _corners(criterion: Criterion) -> list[Mapping[str, Any]]:
+    """What each side of the difference replaces: a, b of a - b; a, b, c, d of (a - b) - (c - d)."""
+    one, *two = criterion.replaced
+    return [{}, one] if not two else [{}, one, two[0], {**one, **two[0]}]
 
 
 def _refuse(criterion: Criterion, cause: str, way_out: str) -> StepwellError:
@@ -182,7 +205,8 @@ def _chosen(criterion: Criterion, where: Mapping[str, Any], records: Iterable[Re
 
 def _picked(criterion: Criterion, where: Mapping[str, Any], rows: list[Record]) -> list[Record]:
     """The last or best record of each curve. Text fields, seed, id, and what the criterion names tell curves apart."""
-    named = {"seed", "id", *where, *(criterion.minus or ()), criterion.per} - {"step", criterion.metric}
+    replaced = {field for each in criterion.replaced for field in each}
+    named = {"seed", "id", *where, *replaced, criterion.per, criterion.any_of} - {"step", criterion.metric}
     curves: dict[Hashable, dict[Any, Record]] = {}
     for row in rows:
         if row.get("step") is None:
@@ -210,13 +234,19 @@ def _by_value(criterion: Criterion, rows: list[Record]) -> dict[Any, list[Record
     if criterion.per is None:
         return {None: rows} if rows else {}
     groups: dict[Any, list[Record]] = {}
+    fields = [criterion.per, *([criterion.any_of] if criterion.any_of else [])]
     for row in rows:
-        if criterion.per not in row:
-            raise _refuse(
-                criterion, f"a record has no field `{criterion.per}` to decide per", "Correct `per` or `where`."
-            )
-        groups.setdefault(row[criterion.per], []).append(row)
-    return {value: groups[value] for value in sorted(groups, key=lambda value: (isinstance(value, str), value))}
+        for field in fields:
+            if field not in row:
+                raise _refuse(criterion, f"a record has no field `{field}` to decide per", "Correct `per` or `where`.")
+        found = tuple(row[field] for field in fields)
+        groups.setdefault(found if criterion.any_of else found[0], []).append(row)
+    return {value: groups[value] for value in sorted(groups, key=_place)}
+
+
+def _place(value: Any) -> Any:
+    """Numbers before text, each in order."""
+    return tuple(map(_place, value)) if isinstance(value, tuple) else (isinstance(value, str), value)
 
 
 def _numbers(criterion: Criterion, rows: list[Record]) -> Floats:
@@ -267,11 +297,13 @@ def holds(comparison: str, value: float, threshold: float) -> bool:
 def _sample(criterion: Criterion, rows: list[Record]) -> Sample:
     known = [row for row in rows if row[criterion.metric] is not None]
     numbers = _numbers(criterion, known)
-    counts = _counts(known, numbers)
+    seeds = _seeds(criterion, known)
+    counts = _counts(known, numbers) if seeds is None else None
     return Sample(
         values=numbers,
         counts=counts,
         clusters=None if counts is not None else _clusters(known),
+        seeds=seeds,
         repeated=_bounded(criterion, numbers),
         without_value=len(rows) - len(known),
     )
@@ -307,20 +339,41 @@ def _clusters(rows: list[Record]) -> tuple[Hashable, ...] | None:
     return labels if len(set(labels)) < len(labels) else None
 
 
-def _paired(criterion: Criterion, one: list[Record], other: list[Record]) -> Sample:
-    first, second = _by_pair(criterion, one), _by_pair(criterion, other)
-    lacking = len(first.keys() ^ second.keys())
+def _seeds(criterion: Criterion, rows: list[Record]) -> tuple[Hashable, ...] | None:
+    """The seed of each row, where the claim is about a mechanism; then every item must be there under every seed."""
+    if criterion.claim != "mechanism" or not rows:
+        return None
+    if any(row.get("id") is None or row.get("seed") is None for row in rows):
+        raise _refuse(criterion, "a mechanism is judged over items and seeds, which some records lack", "See `claim`.")
+    cells = [(_item(row), row["seed"]) for row in rows]
+    items, seeds = ({cell[place] for cell in cells} for place in (0, 1))
+    if len(set(cells)) != len(cells) or len(cells) != len(items) * len(seeds):
+        cause = (
+            f"{len(items)} items under {len(seeds)} seeds make {len(items) * len(seeds)} records, found {len(cells)}"
+        )
+        raise _refuse(criterion, cause, "Evaluate every seed on the same items, and fix the other fields in `where`.")
+    return tuple(row["seed"] for row in rows)
+
+
+def _paired(criterion: Criterion, sides: Sequence[list[Record]]) -> Sample:
+    """Two sides, or the four of a difference of differences, joined item by item."""
+    paired = [_by_pair(criterion, side) for side in sides]
+    first, whole = paired[0], set().union(*paired)
+    lacking = len(whole - set.intersection(*map(set, paired)))
     if lacking:
-        cause = f"{lacking} of {len(first.keys() | second.keys())} items lack a partner to be paired with"
+        cause = f"{lacking} of {len(whole)} items lack a partner to be paired with"
         raise _refuse(criterion, cause, "Evaluate both sides on the same items and seeds.")
-    keys = [key for key in first if _known(criterion, first[key]) and _known(criterion, second[key])]
-    a, b = (_numbers(criterion, [side[key] for key in keys]) for side in (first, second))
-    _bounded(criterion, b)
+    keys = [key for key in first if all(_known(criterion, side[key]) for side in paired)]
+    found = [_numbers(criterion, [side[key] for key in keys]) for side in paired]
+    repeated = all([_bounded(criterion, numbers) for numbers in found])
+    a, b = found if len(found) == 2 else (found[0] - found[1], found[2] - found[3])
     return Sample(
         values=a,
         partners=b,
+        differences=len(found) // 2,
         clusters=_clusters([first[key] for key in keys]),
-        repeated=_bounded(criterion, a),
+        seeds=_seeds(criterion, [first[key] for key in keys]),
+        repeated=repeated,
         without_value=len(first) - len(keys),
     )
 
@@ -331,7 +384,7 @@ def _known(criterion: Criterion, row: Record) -> bool:
 
 def _by_pair(criterion: Criterion, rows: list[Record]) -> dict[Hashable, Record]:
     """Records by item and seed: what a pair shares."""
-    replaced = criterion.minus or {}
+    replaced = {field for each in criterion.replaced for field in each}
     pairs: dict[Hashable, Record] = {}
     for row in rows:
         if row.get("id") is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from stepwell.gate.evidence import Facts, Sample, holds
 from stepwell.gate.verdict import Decision, Finding, Side
-from stepwell.stats import MOST_ITEMS, Estimate
+from stepwell.stats import FEWEST_SEEDS, MOST_ITEMS, Estimate
 
 if TYPE_CHECKING:
     from stepwell.plan import Criterion
@@ -123,7 +124,8 @@ class Unit:
         if self.criterion.mode == "point":
             return f"{'meets' if decision == 'go' else 'misses'} {asked}"
         if decision == "inconclusive":
-            return f"does not settle {asked}{more(n)}"
+            by_seeds = self.criterion.claim == "mechanism"
+            return f"does not settle {asked}" + ("; more seeds would tell more" if by_seeds else more(n))
         return f"lies wholly on the {'right' if decision == 'go' else 'wrong'} side of {asked}"
 
     def _found_text(self, estimate: Estimate) -> str:
@@ -153,19 +155,26 @@ class Unit:
 
 
 class Group:
-    """A criterion: one unit, or with `per` one for each value, of which `need` must go."""
+    """Units of which `need` must go: one of a plain criterion, with `per` one for each value.
 
-    def __init__(self, criterion: Criterion, found: Mapping[Any, Sample | Facts]) -> None:
-        self.criterion = criterion
-        about = about_of(criterion)
+    With `any_of` the units of `per` are groups themselves, of which one unit is enough.
+    """
+
+    def __init__(self, criterion: Criterion, units: Sequence[Unit | Group], field: str | None, need: int) -> None:
+        self.criterion, self.units, self.field, self.need = criterion, units, field, need
+        self.about = about_of(criterion)
+        # Values without any record may still come: they count as undecided.
+        self.total = max(len(units), need)
+
+    @classmethod
+    def of(cls, criterion: Criterion, found: Mapping[Any, Sample | Facts]) -> Group:
+        """The criterion put to what `evidence` found."""
         if criterion.per is None:
             empty = Facts(true=0, n=0, null=0) if criterion.statistic == "every" else Sample(values=np.empty(0))
-            self.units = [Unit(criterion, found.get(None, empty), about)]
-        else:
-            self.units = [Unit(criterion, part, f"{criterion.per}={value}") for value, part in found.items()]
-        self.need = criterion.need or max(1, len(self.units))
-        # Values without any record may still come: they count as undecided.
-        self.total = max(len(self.units), self.need)
+            return cls(criterion, [Unit(criterion, found.get(None, empty), about_of(criterion))], None, 1)
+        units = _any_of(criterion, found) if criterion.any_of else _units(criterion, criterion.per, found)
+        needed = math.ceil(criterion.share * len(units) - 1e-9) if criterion.share else criterion.need
+        return cls(criterion, units, criterion.per, max(1, needed or len(units)))
 
     @property
     def exact(self) -> bool:
@@ -188,11 +197,16 @@ class Group:
         """Whether enough units decide for this side, at the error level divided by `divisor`."""
         return sum(unit.supports(side, divisor * self._divisor(side)) for unit in self.units) >= self._needed(side)
 
+    @property
+    def found(self) -> Sample | Facts | None:
+        """What the one unit of a plain criterion rests on; None where there are several."""
+        return self.units[0].found if self.field is None else None
+
     def finding(self, divisors: Divisors) -> Finding:
         """The decision; with `per` the findings of the values are its parts."""
         scaled: Divisors = {side: divisors[side] * self._divisor(side) for side in SIDES}
         parts = [unit.finding(scaled) for unit in self.units]
-        if self.criterion.per is None:
+        if self.field is None:
             return parts[0]
         needed: dict[Side, int] = {side: self._needed(side) for side in SIDES}
         decision = settled([part.decision for part in parts], needed)
@@ -203,16 +217,35 @@ class Group:
         total, confidence = sum(part.n for part in parts), self.criterion.confidence
         counts = Estimate(value=None, low=None, high=None, n=total, method="per", confidence=confidence)
         reason = self._reason(parts, n)
-        return _finding(self.criterion, about_of(self.criterion), decision, counts, n, reason, tuple(parts))
+        return _finding(self.criterion, self.about, decision, counts, n, reason, tuple(parts))
 
     def _reason(self, parts: Sequence[Finding], n: int | None) -> str:
-        about = about_of(self.criterion)
-        name = f"{self.criterion.metric}{f' ({about})' if about else ''}"
+        name = f"{self.criterion.metric}{f' ({self.about})' if self.about else ''}"
         if not parts:
             return f"{name} has no records"
         going = sum(part.decision == "go" for part in parts)
-        text = f"{name} goes for {going} of {len(parts)} values of {self.criterion.per}, {self.need} needed"
-        return f"{text}: {', '.join(part.reason for part in parts)}" + (more(n) if n else "")
+        text = f"{name} goes for {going} of {len(parts)} values of {self.field}, {self.need} needed"
+        if self.criterion.any_of is None:
+            text += f": {', '.join(part.reason for part in parts)}"
+        elif self.field == self.criterion.per:
+            # Each value has a reason for each layer (or whatever it is): those stand in the parts.
+            text += f" (at any {self.criterion.any_of}): {', '.join(f'{part.about} {part.decision}' for part in parts)}"
+        return text + (more(n) if n else "")
+
+
+def _units(criterion: Criterion, field: str, found: Mapping[Any, Sample | Facts]) -> list[Unit | Group]:
+    return [Unit(criterion, part, f"{field}={value}") for value, part in found.items()]
+
+
+def _any_of(criterion: Criterion, found: Mapping[Any, Sample | Facts]) -> list[Unit | Group]:
+    """One group for each value of `per`: a unit for each value of `any_of`, of which one is enough."""
+    groups: list[Unit | Group] = []
+    for value in dict.fromkeys(key[0] for key in found):
+        parts = {key[1]: part for key, part in found.items() if key[0] == value}
+        group = Group(criterion, _units(criterion, str(criterion.any_of), parts), criterion.any_of, 1)
+        group.about = f"{criterion.per}={value}"
+        groups.append(group)
+    return groups
 
 
 def settled(decisions: Sequence[Decision], needed: Mapping[Side, int]) -> Decision:
@@ -273,9 +306,9 @@ def about_of(criterion: Criterion) -> str:
     parts = [f"{key}={_listed(value)}" for key, value in criterion.where.items() if key != "kind"]
     parts += [f"{key} at most {most:g}" for key, most in criterion.at_most.items()]
     text = ", ".join(parts)
-    if criterion.minus is None:
-        return text
-    return f"{text} minus {', '.join(f'{key}={value}' for key, value in criterion.minus.items())}".strip()
+    for join, replaced in zip(("minus", "less the same of"), criterion.replaced, strict=False):
+        text += f" {join} {', '.join(f'{key}={value}' for key, value in replaced.items())}"
+    return text.strip()
 
 
 def _listed(value: Any) -> str:
@@ -290,4 +323,6 @@ def more(n: int | None) -> str:
 def _no_interval(estimate: Estimate) -> str:
     if estimate.method == "betting":
         return "no interval: the values drift"
+    if estimate.method == "crossed":
+        return f"no interval: a claim about a mechanism needs {FEWEST_SEEDS} seeds or more, and values that vary"
     return "no interval from a single value" if estimate.n < 2 else "no interval: the values do not vary"

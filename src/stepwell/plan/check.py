@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from stepwell import kinds
-from stepwell.plan.models import Criterion, GateSpec, Plan, Selector, StageSpec
+from stepwell.plan.models import EQUIVALENT, Band, Criterion, GateSpec, Plan, Selector, StageSpec
 from stepwell.plan.order import cycle, job_id, points, values, waits
 from stepwell.plan.problems import Problem, coerced, from_pydantic, listed, near, raise_for, unknown
 from stepwell.plan.source import Keys, Source
@@ -165,14 +166,25 @@ def _needs_match(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:
 
 def _gates(plan: Plan) -> Iterator[Problem]:
     names = [stage.name for stage in plan.stages]
-    labels = ["next", "stop", *dict.fromkeys(stage.on for stage in plan.stages if stage.on)]
+    marked = [*plan.stages, *plan.gates]
+    labels = ["next", "stop", *dict.fromkeys(each.on for each in marked if each.on)]
     for index, gate in enumerate(plan.gates):
         at: Keys = ("gates", index)
+        before = sorted(set().union(*(other.routes_to() for other in plan.gates[:index])))
+        if gate.on is not None and gate.on not in before:
+            text = f"no gate before this one routes to `{gate.on}`; they route to {listed(before) or 'nothing'}"
+            yield Problem((*at, "on"), text)
         for decision, label in gate.routes.items():
-            if label not in labels:
+            if label == EQUIVALENT:
+                a = "an" if decision == "inconclusive" else "a"
+                text = f"{a} {decision} is no proof of equivalence; only a band of a paired difference routes there"
+                yield Problem((*at, "routes", decision), text)
+            elif label not in labels:
                 yield Problem((*at, "routes", decision), unknown("route", label, labels))
         for position, band in enumerate(gate.bands):
-            if band.route not in labels:
+            if band.route == EQUIVALENT:
+                yield from _margin(gate, band, (*at, "bands", position))
+            elif band.route not in labels:
                 yield Problem((*at, "bands", position, "route"), unknown("route", band.route, labels))
         for position, criterion in enumerate(gate.criteria):
             here: Keys = (*at, "criteria", position)
@@ -183,6 +195,18 @@ def _gates(plan: Plan) -> Iterator[Problem]:
                 yield Problem((*here, "stage"), f"`{criterion.stage}` is not in the gate's `after` ({after})")
             else:
                 yield from _criterion(plan, criterion, here)
+
+
+def _margin(gate: GateSpec, band: Band, at: Keys) -> Iterator[Problem]:
+    """Two one-sided tests (TOST) need a difference, its interval, and a margin on both sides of zero."""
+    criterion = gate.criteria[0]
+    if not criterion.replaced:
+        yield Problem((*at, "route"), "equivalence is about a difference: the criterion needs `minus`")
+    if criterion.mode == "point":
+        yield Problem((*at, "route"), "equivalence needs an interval; the criterion has mode point")
+    if not math.isclose(band.low, -band.high):
+        text = f"the margin of an equivalence is the same on both sides of zero; found {band.low:g} to {band.high:g}"
+        yield Problem((*at, "low"), text)
 
 
 def _criterion(plan: Plan, criterion: Criterion, at: Keys) -> Iterator[Problem]:
@@ -205,16 +229,23 @@ def _criterion(plan: Plan, criterion: Criterion, at: Keys) -> Iterator[Problem]:
     asked: list[tuple[str, Any]] = [
         *((key, ("where", key)) for key in criterion.where),
         *((key, ("at_most", key)) for key in criterion.at_most),
-        *((key, ("minus", key)) for key in criterion.minus or ()),
-        *([(criterion.per, ("per",))] if criterion.per else []),
+        *((key, (*at, key)) for at, replaced in _replaced(criterion) for key in replaced),
+        *((field, (name,)) for name in ("per", "any_of") if (field := getattr(criterion, name))),
     ]
     for key, keys in asked:
         if key not in fields:
             text = f"records of {listed(holding)} have no field `{key}`; fields: {listed(fields)}{near(key, fields)}"
             yield Problem((*at, *keys), text)
-    for part in ("where", "minus"):
-        for key, given in (getattr(criterion, part) or {}).items():
+    asked_of: list[tuple[Keys, Mapping[str, Any]]] = [(("where",), criterion.where), *_replaced(criterion)]
+    for part, fields_of in asked_of:
+        for key, given in fields_of.items():
             options = given if isinstance(given, tuple) else (given,)
             if key in axes and not set(options) & set(axes[key]):
                 text = f"stage {stage.name} has no job with {key} {listed(options)}; its {key}: {listed(axes[key])}"
-                yield Problem((*at, part, key), text)
+                yield Problem((*at, *part, key), text)
+
+
+def _replaced(criterion: Criterion) -> list[tuple[Keys, Mapping[str, Any]]]:
+    """What `minus` replaces, each mapping with its place in the criterion."""
+    several = isinstance(criterion.minus, tuple)
+    return [(("minus", index) if several else ("minus",), each) for index, each in enumerate(criterion.replaced)]

@@ -11,6 +11,9 @@ from stepwell.spec import Scalar, Scalars, Spec
 
 Decision = Literal["go", "no-go", "inconclusive"]
 ROUTES: dict[Decision, str] = {"go": "next", "no-go": "stop", "inconclusive": "next"}
+EQUIVALENT = "equivalent"
+"""The route of a band around zero of a paired difference: two one-sided tests (TOST, Schuirmann 1987) with the band as
+margin, at level alpha when the interval has confidence 1 - 2 alpha. Nothing else may route there."""
 NAME = r"^[a-z][a-z0-9_-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -40,14 +43,20 @@ class Criterion(Spec):
         at_most: record field <= value, e.g. {"epoch": 10}.
         pick: of records that share everything but `step` and what is measured: all, the last, or the best.
         statistic: `mean` estimates with an interval; `every` asks whether all matching records are true (a fact).
-        minus: paired difference with the records in which these fields are replaced, joined on `id` (and seed).
+        minus: paired difference with the records in which these fields are replaced, joined on `id` (and seed). Two of
+            them, in a list, are a difference of differences: [{condition: zeroed}, {arm: shared}] asks how much more
+            of the metric is lost by zeroing than `shared` loses.
         per: decide separately for each value of this field, e.g. seed.
         need: with `per`: how many of them must say go; all where it is not given.
+        share: instead of `need`, the share of them that must, in (0, 1].
+        any_of: with `per`: a value goes when it goes at one value at least of this field (Bonferroni), e.g. layer.
         comparison: metric, comparison, threshold read as one sentence.
         threshold: in the metric's unit; with `minus`, in units of the difference.
         confidence: of the interval, in (0, 1).
         smallest_n: below it the criterion is inconclusive.
         mode: `interval` decides from the interval; `point` from the value alone, and the report says so.
+        claim: `runs` is about the trained models at hand; `mechanism` about what such a training does: its interval
+            covers seeds as well as items, and fewer than 3 seeds leave it inconclusive.
         looks: `repeated` uses a confidence sequence, valid however often one looks.
     """
 
@@ -57,20 +66,46 @@ class Criterion(Spec):
     at_most: dict[str, float] = Field(default_factory=dict)
     pick: Literal["all", "last", "best"] = "all"
     statistic: Literal["mean", "every"] = "mean"
-    minus: dict[str, Scalar] | None = None
+    minus: dict[str, Scalar] | tuple[dict[str, Scalar], ...] | None = None
     per: str | None = None
     need: int | None = Field(default=None, ge=1)
+    share: float | None = Field(default=None, gt=0, le=1)
+    any_of: str | None = None
     comparison: Literal[">=", ">", "<=", "<"]
     threshold: float
     confidence: float = Field(default=0.95, gt=0, lt=1)
     smallest_n: int = Field(default=1, ge=1)
     mode: Literal["interval", "point"] = "interval"
+    claim: Literal["runs", "mechanism"] = "runs"
     looks: Literal["once", "repeated"] = "once"
 
+    @property
+    def replaced(self) -> tuple[dict[str, Scalar], ...]:
+        """What `minus` replaces, one mapping for each difference taken; empty without one."""
+        return () if self.minus is None else self.minus if isinstance(self.minus, tuple) else (self.minus,)
+
     @model_validator(mode="after")
-    def _need_goes_with_per(self) -> Self:
-        if self.need is not None and self.per is None:
-            raise ValueError("`need` counts the values of `per`, which is missing")
+    def _goes_with_per(self) -> Self:
+        for name in ("need", "share", "any_of"):
+            if getattr(self, name) is not None and self.per is None:
+                raise ValueError(f"`{name}` is about the values of `per`, which is missing")
+        if self.need is not None and self.share is not None:
+            raise ValueError("`need` and `share` both say how many values must go; give one")
+        return self
+
+    @model_validator(mode="after")
+    def _a_mechanism_is_estimated(self) -> Self:
+        if self.claim == "mechanism" and (self.statistic, self.mode, self.looks) != ("mean", "interval", "once"):
+            raise ValueError("`claim: mechanism` needs statistic mean, mode interval and looks once")
+        return self
+
+    @model_validator(mode="after")
+    def _at_most_two_differences(self) -> Self:
+        fields = [field for replaced in self.replaced for field in replaced]
+        if self.minus is not None and (len(self.replaced) not in (1, 2) or not all(self.replaced)):
+            raise ValueError("`minus` takes one mapping of fields to replace, or a list of two")
+        if len(fields) != len(set(fields)):
+            raise ValueError("the two differences of `minus` replace the same field")
         return self
 
 
@@ -97,11 +132,13 @@ class GateSpec(Spec):
         before: the jobs that wait for it; if empty, every stage that needs a stage of `after`.
         combine: `all` or `any` of the criteria, Holm-adjusted.
         bands: instead of a threshold, stretches that route; then there is exactly one criterion.
-        routes: where each decision leads: `next`, `stop`, or the `on` label of a stage.
+        routes: where each decision leads: `next`, `stop`, or the `on` label of a stage or of a gate further down.
+        on: the gate is asked only when a gate before it routes to this label; otherwise nothing waits for it.
     """
 
     name: Name
     asks: str
+    on: str | None = None
     after: tuple[Selector, ...] = Field(min_length=1)
     before: tuple[Selector, ...] = ()
     combine: Literal["all", "any"] = "all"

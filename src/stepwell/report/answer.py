@@ -24,6 +24,9 @@ from stepwell.report.verdicts import (
     wanted,
 )
 
+FEWEST_SEEDS = 3
+"""As `stepwell.stats.FEWEST_SEEDS`, which is not imported here: `stepwell status` needs no scipy."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
@@ -56,6 +59,7 @@ def headline(folder: RunData | Path | str) -> Headline:
         for row in rows
         if row.override
     )
+    may_not += _of_few_seeds(data, decided)
     if scope := str(data.plan.get("scope") or ""):
         may_not += (scope,)
     may_not += ("Nothing that no gate asked: other figures in this report describe this run, and decide nothing.",)
@@ -71,6 +75,29 @@ def headline(folder: RunData | Path | str) -> Headline:
         )
         return Headline(tone="muted", answer=answer, may=may, may_not=may_not)
     return Headline(tone=tone_of(closing.decision), answer=_answer(closing, rows), may=may, may_not=may_not)
+
+
+def _of_few_seeds(data: RunData, decided: Iterable[VerdictRow]) -> tuple[str, ...]:
+    """Where arms were compared: fewer than three trainings of each tell of these models, and not of a mechanism."""
+    comparing = {
+        str(gate.get("name"))
+        for gate in data.plan.get("gates") or ()
+        for criterion in gate.get("criteria") or ()
+        for replaced in _mappings(criterion.get("minus"))
+        if "arm" in replaced
+    }
+    seeds = {record.get("seed") for kind in ("item", "intervention") for record in data.of_kind(kind)}
+    if len(seeds) >= FEWEST_SEEDS or not any(row.gate in comparing for row in decided):
+        return ()
+    trained = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    return (
+        f"That a difference between arms is one between mechanisms: {trained} of each arm tell of these trained "
+        f"models, and a mechanism takes {FEWEST_SEEDS} at least.",
+    )
+
+
+def _mappings(minus: object) -> list[dict[str, object]]:
+    return [each for each in (minus if isinstance(minus, list) else [minus]) if isinstance(each, dict)]
 
 
 def quoted(asks: str) -> str:
@@ -99,7 +126,7 @@ def _answer(closing: VerdictRow, rows: Iterable[VerdictRow]) -> str:
 def _counts(rows: Iterable[VerdictRow]) -> str:
     """`2 say go and 1 is inconclusive`."""
     found = [row.decision for row in rows]
-    counts = [(found.count(word), word) for word in (*DECISIONS, "not reached")]
+    counts = [(found.count(word), word) for word in (*DECISIONS, "not asked", "not reached")]
     return joined(f"{count} {_said(count, word)}" for count, word in counts if count)
 
 

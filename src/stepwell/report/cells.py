@@ -80,7 +80,7 @@ class Series:
         seed: decides the stroke of a line.
         x: positions: steps of a line, or the value of a point in percent.
         y: values of a line; None where undefined, which breaks it. Unused by points.
-        low, high: interval ends of points.
+        low, high: interval ends of points; of a line's values where it has them.
         filled: whether a point is solid or hollow.
         marks: (x, text): where something began on this line, such as a curriculum stage.
         hover: one text a point.
@@ -99,24 +99,46 @@ class Series:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heat:
+    """A field of values: one for each column (x) and row (y).
+
+    Args:
+        x, y: what columns and rows are called; rows from the bottom up.
+        values: a row for each y; None where undefined, which leaves the field empty.
+        text: what stands in each field, and what the hover says.
+        low, high: ends of the colour scale.
+    """
+
+    x: tuple[str, ...]
+    y: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    text: tuple[tuple[str, ...], ...]
+    hover: tuple[tuple[str, ...], ...]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chart:
     """A figure.
 
     Args:
-        form: "lines" over steps, or "intervals" (points with intervals, one line a label).
+        form: "lines" over steps, "intervals" (points with intervals, one line a label), or "heat" (a field of values).
         rules: (value, text): fixed reference values, such as chance.
         table: the same numbers, for readers without a chart; None where the tables of its section hold them.
         group: charts of one group stand side by side under this heading.
-        low, high: ends of the y axis of lines, so that small charts side by side share it.
+        low, high: ends of the y axis of lines, so that small charts side by side share it; of the x axis of intervals
+            where that is not 0 to 100.
         right: last step shown, for the same reason.
         log: whether that axis is logarithmic.
     """
 
     key: str
     title: str
-    form: Literal["lines", "intervals"]
+    form: Literal["lines", "intervals", "heat"]
     x_title: str
-    series: tuple[Series, ...]
+    series: tuple[Series, ...] = ()
+    heat: Heat | None = None
     y_title: str = ""
     table: Table | None = None
     rules: tuple[tuple[float, str], ...] = ()
@@ -129,6 +151,48 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of a drawn graph. `role`: root, target, wrong, path (on the way from root to target) or ""."""
+
+    name: str
+    x: int
+    y: int
+    role: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A directed graph laid out on width x height units; edges, and those of the path, are pairs of places in nodes."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int], ...]
+    path: tuple[tuple[int, int], ...]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Browsed:
+    """One item to look at.
+
+    Args:
+        id, about: the line that opens it.
+        question, answer: as text.
+        graph: None where it cannot be drawn.
+        answers: (arm, what it wrote under each seed, with a tick or cross).
+        thoughts: (arm and position, the tokens nearest to the thought with their cosines).
+    """
+
+    id: str
+    about: str
+    question: str
+    answer: str
+    graph: Graph | None
+    answers: tuple[tuple[str, str], ...]
+    thoughts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A titled part of the report. `lines` are paragraphs; `missing` says why there is nothing to show."""
 
@@ -137,6 +201,7 @@ class Section:
     lines: tuple[str, ...] = ()
     charts: tuple[Chart, ...] = ()
     tables: tuple[Table, ...] = ()
+    items: tuple[Browsed, ...] = ()
     missing: str = ""
 
 

@@ -24,7 +24,7 @@ from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from stepwell.errors import StepwellError
-from stepwell.report.cells import DASH, Chart, Series, Table
+from stepwell.report.cells import DASH, Chart, Heat, Series, Table
 from stepwell.report.view import Report
 from stepwell.store import write_atomically
 
@@ -66,7 +66,7 @@ def page(report: Report) -> str:
     )
     environment.filters |= {"marked": marked, "footnotes": footnotes, "anchor": anchor, "by_group": by_group}
     charts = [chart for section in report.sections for chart in section.charts]
-    figures = {anchor(chart.key): figure(chart, report.arms) for chart in charts if chart.series}
+    figures = {anchor(chart.key): figure(chart, report.arms) for chart in charts if chart.series or chart.heat}
     plotly, packed = _plotly()
     script = (HERE / "report.js").read_text(encoding="utf-8")
     return environment.get_template("template.html.j2").render(
@@ -141,7 +141,10 @@ def theme_css() -> str:
 
 def figure(chart: Chart, arms: Sequence[str]) -> dict[str, Any]:
     """The figure as plotly's JSON: {data, layout}. Every text is escaped, for plotly reads tags and entities."""
-    drawn = _intervals(chart, arms) if chart.form == "intervals" else _lines(chart, arms)
+    if chart.heat is not None:
+        drawn = _heat(chart, chart.heat)
+    else:
+        drawn = _intervals(chart, arms) if chart.form == "intervals" else _lines(chart, arms)
     drawn.update_layout(
         template=go.layout.Template(),
         font={"family": FONT, "size": 12},
@@ -178,7 +181,11 @@ def _intervals(chart: Chart, arms: Sequence[str]) -> go.Figure:
         place = {"x": value, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
         drawn.add_annotation(text=html.escape(text), font={"size": 11}, **place)
     drawn.update_layout(height=ROW_PIXELS * len(labels) + 74, margin={"l": 10, "r": 14, "t": 22, "b": 44})
-    drawn.update_xaxes(range=[0, 100.8], tickvals=[0, 25, 50, 75, 100], title_text=html.escape(chart.x_title))
+    low, high = 0 if chart.low is None else chart.low, 100 if chart.high is None else chart.high
+    ticks = [low + part * (high - low) / 4 for part in range(5)]
+    margin = 0.008 * (high - low)
+    left = low if low == 0 else low - margin
+    drawn.update_xaxes(range=[left, high + margin], tickvals=ticks, title_text=html.escape(chart.x_title))
     drawn.update_xaxes(title_font_size=11, tickfont_size=11)
     drawn.update_yaxes(
         tickvals=list(range(len(labels))),
@@ -214,6 +221,38 @@ def _interval_trace(series: Series, place: float, arms: Sequence[str]) -> go.Sca
     )
 
 
+def _heat(chart: Chart, heat: Heat) -> go.Figure:
+    """A field of values in one hue, from the paper's own colour to the full one; what is undefined stays empty."""
+    full = PALETTE[0][0]
+    red, green, blue = (int(full[at : at + 2], 16) for at in (1, 3, 5))
+    drawn = go.Figure(
+        go.Heatmap(
+            x=list(range(len(heat.x))),
+            y=list(range(len(heat.y))),
+            z=[list(row) for row in heat.values],
+            zmin=heat.low,
+            zmax=heat.high,
+            colorscale=[[0, f"rgba({red},{green},{blue},0.04)"], [1, f"rgba({red},{green},{blue},0.75)"]],
+            showscale=False,
+            xgap=1,
+            ygap=1,
+            text=[[html.escape(text) for text in row] for row in heat.text],
+            texttemplate="%{text}",
+            textfont={"size": 10},
+            hoverinfo="text",
+            hovertext=[[html.escape(text) for text in row] for row in heat.hover],
+            hoverongaps=False,
+        )
+    )
+    drawn.update_layout(height=24 * len(heat.y) + 100, margin={"l": 8, "r": 8, "t": 8, "b": 60})
+    names = [[html.escape(name) for name in axis] for axis in (heat.x, heat.y)]
+    drawn.update_xaxes(tickvals=list(range(len(heat.x))), ticktext=names[0], title_text=html.escape(chart.x_title))
+    drawn.update_xaxes(title_font_size=11, tickfont_size=10, showgrid=False)
+    drawn.update_yaxes(tickvals=list(range(len(heat.y))), ticktext=names[1], title_text=html.escape(chart.y_title))
+    drawn.update_yaxes(title_font_size=11, tickfont_size=10, showgrid=False)
+    return drawn
+
+
 def _lines(chart: Chart, arms: Sequence[str]) -> go.Figure:
     """Small lines over steps; a tick marks where a stage began, numbered where there is one line only."""
     drawn = go.Figure()
@@ -223,7 +262,8 @@ def _lines(chart: Chart, arms: Sequence[str]) -> go.Figure:
             go.Scatter(
                 x=list(series.x),
                 y=list(series.y),
-                mode="lines" if len(series.x) > 1 else "markers",
+                mode="markers" if len(series.x) == 1 else "lines+markers" if series.low else "lines",
+                error_y=_bars(series, colour),
                 line={"color": colour, "width": 1.6, "dash": STROKES[index % len(STROKES)]},
                 marker={"color": colour, "size": 6},
                 hoverinfo="text",
@@ -234,10 +274,22 @@ def _lines(chart: Chart, arms: Sequence[str]) -> go.Figure:
         if series.marks:
             drawn.add_trace(_marks_trace(series, colour, numbered=len(chart.series) == 1))
     drawn.update_layout(height=LINES_PIXELS, margin={"l": 8, "r": 10, "t": 8, "b": 30})
-    drawn.update_xaxes(range=[0, 1.02 * chart.right] if chart.right else None, nticks=5, title_text=chart.x_title)
+    ticks: dict[str, Any] = {"dtick": 1} if any(series.low for series in chart.series) else {"nticks": 5}
+    drawn.update_xaxes(range=[0, 1.02 * chart.right] if chart.right else None, **ticks, title_text=chart.x_title)
     drawn.update_xaxes(title_font_size=11, tickfont_size=11)
     drawn.update_yaxes(tickfont_size=11, **_y_axis(chart))
     return drawn
+
+
+def _bars(series: Series, colour: str) -> dict[str, Any] | None:
+    """Intervals of the points of a line, where it has them."""
+    if not series.low:
+        return None
+    spans = list(zip(series.y, series.low, series.high, strict=True))
+    above = [0.0 if y is None or high is None else high - y for y, _, high in spans]
+    below = [0.0 if y is None or low is None else y - low for y, low, _ in spans]
+    ends = {"array": above, "arrayminus": below}
+    return {"type": "data", "symmetric": False, **ends, "color": colour, "thickness": 1.2, "width": 0}
 
 
 def _y_axis(chart: Chart) -> dict[str, Any]:

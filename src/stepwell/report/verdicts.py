@@ -69,15 +69,20 @@ def verdict_rows(folder: RunData | Path | str) -> tuple[VerdictRow, ...]:
     last = {str(record.get("gate")): record for record in data.verdicts}
     failed = {str(e.get("gate")): str(e.get("cause") or "") for e in data.events if e.get("event") == "gate-failed"}
     names = dict.fromkeys([*planned, *last])
-    return tuple(_row(name, planned.get(name, {}), last.get(name), failed.get(name, "")) for name in names)
+    ended = any(event.get("event") == "run-done" for event in data.events)
+    taken = {str(record.get("route")) for record in last.values()} if ended else None
+    return tuple(_row(name, planned.get(name, {}), last.get(name), failed.get(name, ""), taken) for name in names)
 
 
-def _row(name: str, planned: Mapping[str, Any], record: Record | None, failed: str) -> VerdictRow:
-    asks, combine = str(planned.get("asks") or name), str(planned.get("combine") or "all")
+def _row(
+    name: str, planned: Mapping[str, Any], record: Record | None, failed: str, taken: set[str] | None
+) -> VerdictRow:
+    """One gate; `taken` are the routes of a run that has ended, None where it goes on."""
+    asks, combine, on = str(planned.get("asks") or name), str(planned.get("combine") or "all"), planned.get("on")
     if record is None:
-        return VerdictRow(
-            gate=name, asks=asks, decision="not reached", route="", reason=failed, mode="", n_to_decide=None
-        )
+        spared = on is not None and taken is not None and on not in taken
+        decision, reason = ("not asked", f"No gate led to `{on}`.") if spared else ("not reached", failed)
+        return VerdictRow(gate=name, asks=asks, decision=decision, route="", reason=reason, mode="", n_to_decide=None)
     override = record.get("override") or {}
     return VerdictRow(
         gate=name,

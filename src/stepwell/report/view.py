@@ -8,12 +8,17 @@ from pathlib import Path
 from stepwell.report.account import data_section, environment_section, overrides_section
 from stepwell.report.accuracy import accuracy_section, examples_section, outside_section
 from stepwell.report.answer import Headline, headline
+from stepwell.report.audits import analyses_audit_section
+from stepwell.report.browser import browser_section
 from stepwell.report.cells import Section
 from stepwell.report.curves import curves_section
+from stepwell.report.factorial import factorial_section
 from stepwell.report.folder import RunData, read_folder
 from stepwell.report.interventions import interventions_section
+from stepwell.report.probes import probes_section
 from stepwell.report.progress import cost_section, jobs_section, missing_section
 from stepwell.report.seeds import alerts_section, seeds_section
+from stepwell.report.tracing import tracing_section
 from stepwell.report.verdicts import VerdictRow, verdict_rows, verdict_section
 
 __all__ = ["Headline", "Report", "VerdictRow", "headline", "verdict_rows", "view"]
@@ -47,13 +52,18 @@ def view(folder: RunData | Path | str) -> Report:
         verdict_section(data),
         *((missing,) if missing else ()),
         accuracy_section(data),
+        factorial_section(data),
         interventions_section(data),
+        probes_section(data),
+        tracing_section(data),
         outside_section(data),
         curves_section(data),
         seeds_section(data),
         alerts_section(data),
         examples_section(data),
+        browser_section(data),
         data_section(data),
+        analyses_audit_section(data),
         overrides_section(data),
         cost_section(data),
         environment_section(data),

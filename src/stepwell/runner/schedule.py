@@ -36,12 +36,13 @@ class Schedule:
         return self._after[gate.name]
 
     def to_decide(self) -> list[GateSpec]:
-        """Gates whose jobs are all done and that have not decided yet."""
+        """Gates that are asked, whose jobs are all done, and that have not decided yet."""
         return [
             gate
             for gate in self.plan.gates
             if gate.name not in self.routes
             and gate.name not in self.unreached
+            and (gate.on is None or gate.on in self.routes.values())
             and all(self.state[job] == "done" for job in self._after[gate.name])
         ]
 
@@ -67,11 +68,21 @@ class Schedule:
         for gate in self.plan.gates:
             if gate.name in self.routes or gate.name in self.unreached:
                 continue
+            if gate.on is not None and gate.on not in self.routes.values() and self._routers_done(gate.on):
+                self.routes[gate.name] = "next"  # it is not asked, so nothing waits for it
+                continue
             for job in self._after[gate.name]:
                 if self.state[job] in (*LOST, "skipped"):
                     state: JobState = "skipped" if self.state[job] == "skipped" else "blocked"
                     self.unreached[gate.name] = (state, f"gate {gate.name} needs {job}, which {_fate(self.state[job])}")
                     break
+
+    def _routers(self, label: str) -> list[str]:
+        return [gate.name for gate in self.plan.gates if label in gate.routes_to()]
+
+    def _routers_done(self, label: str) -> bool:
+        """Whether every gate that could route to a label has gone elsewhere, or will never decide."""
+        return all(gate in self.routes or gate in self.unreached for gate in self._routers(label))
 
     def _may_run(self, job: Job) -> bool:
         label = self._label[job.id]
@@ -96,11 +107,9 @@ class Schedule:
                 yield self.unreached[gate]
             elif self.routes.get(gate, "next") not in ("next", label):
                 yield "skipped", f"gate {gate} routed to `{self.routes[gate]}`"
-        if label is not None and label not in self.routes.values():
-            routers = [gate.name for gate in self.plan.gates if label in gate.routes_to()]
-            if all(gate in self.routes or gate in self.unreached for gate in routers):
-                lost = [self.unreached[gate] for gate in routers if gate in self.unreached]
-                yield next((why for why in lost if why[0] == "blocked"), ("skipped", f"no gate routed to `{label}`"))
+        if label is not None and label not in self.routes.values() and self._routers_done(label):
+            lost = [self.unreached[gate] for gate in self._routers(label) if gate in self.unreached]
+            yield next((why for why in lost if why[0] == "blocked"), ("skipped", f"no gate routed to `{label}`"))
 
 
 def _fate(state: JobState) -> str:

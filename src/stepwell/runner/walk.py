@@ -115,8 +115,10 @@ class Walk:
 
     def _follow_up(self) -> None:
         """Decide the gates that can be, and mark the jobs that will not run."""
-        decided = [self._decide(gate) for gate in self.schedule.to_decide()]
-        if any(decided) or not self.checked:
+        decided = False
+        while gates := self.schedule.to_decide():  # one may ask for another
+            decided |= any([self._decide(gate) for gate in gates])
+        if decided or not self.checked:
             self._write_verdicts()
         for job in self.schedule.settle():
             self.folder.event(f"job-{self.schedule.state[job.id]}", job=job.id, reason=self.schedule.reason[job.id])

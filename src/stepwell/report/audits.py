@@ -1,0 +1,47 @@
+"""The named audits of the analyses, as a section: what was looked for, and what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stepwell.audit.run import CODES, Evidence, Fault, audit_run
+from stepwell.report.cells import Cell, Column, Row, Section, Table, number
+from stepwell.report.folder import RunData, read_folder
+
+ANALYSES = ("intervention", "probe", "trace")
+
+
+def evidence(folder: RunData | Path | str) -> Evidence:
+    """What the audits may look at: a run's records and, where there is one, its report.
+
+    Raises:
+        StepwellError: the folder is no run folder.
+    """
+    data = folder if isinstance(folder, RunData) else read_folder(folder)
+    report = data.path / "report.html"
+    texts = {report.name: report.read_text(encoding="utf-8", errors="replace")} if report.is_file() else {}
+    return _evidence(data, texts)
+
+
+def _evidence(data: RunData, texts: dict[str, str]) -> Evidence:
+    return Evidence(plan=data.plan, policy=data.policy, records=data.records, verdicts=data.verdicts, texts=texts)
+
+
+def analyses_audit_section(data: RunData) -> Section:
+    """Each audit by name, with what it found. The report that is about to be replaced is not looked at."""
+    found = {fault.code: fault for fault in audit_run(_evidence(data, {}))}
+    rows = tuple(_row(code, meaning, found.get(code)) for code, meaning in CODES.items())
+    columns = (Column(name="audit"), Column(name="found", numeric=True), Column(name="what it looks for"))
+    bad = len(found)
+    line = (
+        f"{bad} of {len(CODES)} audits found a fault: what rests on it is not to be relied on."
+        if bad
+        else f"None of {len(CODES)} audits of the records and verdicts of this run found a fault."
+    )
+    table = Table(title="Audits of the analyses", columns=columns, rows=rows, folded=not bad)
+    return Section(key="analyses-audit", title="Audits of the analyses", lines=(line,), tables=(table,))
+
+
+def _row(code: str, meaning: str, fault: Fault | None) -> Row:
+    count = Cell(text="none") if fault is None else Cell(text=number(fault.count).text, tone="alert")
+    return Row(cells=(Cell(text=code, code=True), count, Cell(text=meaning, why=fault.example if fault else "")))

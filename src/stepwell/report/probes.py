@@ -1,0 +1,142 @@
+"""What a probe reads from the states: a heat map over layers and positions for each arm and step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stepwell.report.accuracy import first_set
+from stepwell.report.cells import TO, Cell, Chart, Column, Heat, Row, Section, Table, dash, joined, percent, plural
+from stepwell.report.folder import Record, RunData
+from stepwell.report.measures import grouped
+
+ALPHA = 0.05
+FAINT = "·"
+
+
+def probes_section(data: RunData) -> Section:
+    """Accuracy of probes for the entity of each step; cells that no test supports carry a dot and no number."""
+    records = list(data.of_kind("probe"))
+    key, title = "probes", "Probes"
+    if not records:
+        return Section(key=key, title=title, missing="No probe was fitted in this run.")
+    names = dict.fromkeys(str(record.get("set")) for record in records)
+    shown = first_set(data) if first_set(data) in names else next(iter(names))
+    here = [record for record in records if str(record.get("set")) == shown]
+    groups = grouped(here, lambda r: (str(r.get("arm")), str(r.get("probe")), r.get("step")))
+    charts = tuple(_chart(*which, rows) for which, rows in groups.items())
+    others = [name for name in names if name != shown]
+    lines = (
+        "A probe is trained to tell the entity of a step from the state of one layer at one position. A number stands "
+        f"where the permutation test, corrected for the whole grid (Bonferroni), gives p < {ALPHA:g} under every seed; "
+        f"a dot ({FAINT}) where it does not. An entity that can be read out need not be used: for that see the "
+        "interventions.",
+        *_reach(here),
+        *((f"Set {shown} is shown; the records hold {joined(others)} as well.",) if others else ()),
+    )
+    return Section(key=key, title=title, lines=lines, charts=charts, tables=_undefined(here))
+
+
+def _reach(records: Sequence[Record]) -> tuple[str, ...]:
+    """Said where too few permutations were drawn for any cell of the grid to pass."""
+    least = [r["p_adjusted_least"] for r in records if isinstance(r.get("p_adjusted_least"), int | float)]
+    if not least or min(least) < ALPHA:
+        return ()
+    return (f"With so few permutations no cell can get below p = {min(least):.2g}: a dot says nothing.",)
+
+
+def _chart(arm: str, probe: str, step: object, rows: Sequence[Record]) -> Chart:
+    """Layers from the bottom up over positions in their order; several seeds are averaged, and told one by one."""
+    layers = sorted({int(row["layer"]) for row in rows})
+    places = dict(
+        sorted({int(row["position"]): str(row.get("position_name") or row["position"]) for row in rows}.items())
+    )
+    cells = grouped(rows, lambda r: (int(r["layer"]), int(r["position"])))
+    chances = [float(row["chance"]) for row in rows if row.get("chance") is not None]
+    heat = Heat(
+        x=tuple(places.values()),
+        y=tuple(map(str, layers)),
+        values=tuple(tuple(_mean(cells.get((layer, place), ())) for place in places) for layer in layers),
+        text=tuple(tuple(_text(cells.get((layer, place), ())) for place in places) for layer in layers),
+        hover=tuple(tuple(_hover(cells.get((layer, place), ())) for place in places) for layer in layers),
+        low=min(chances, default=0.0),
+        high=1.0,
+    )
+    columns = (Column(name="layer"), *(Column(name=name, note="%", numeric=True) for name in places.values()))
+    body = tuple(
+        Row(cells=(Cell(text=str(layer)), *(_cell(cells.get((layer, place), ())) for place in places)))
+        for layer in reversed(layers)
+    )
+    counts = sorted({int(row["n"]) for row in rows if row.get("n") is not None})
+    n = f"n {counts[0]:,}" if len(counts) == 1 else f"n {counts[0]:,} to {counts[-1]:,}" if counts else "n not recorded"
+    chance = f", chance {percent(min(chances))} %" if chances else ""
+    return Chart(
+        key=f"probes-{arm}-{probe}-{step}",
+        title=f"Entity of step {step}, {probe}",
+        form="heat",
+        x_title="",
+        y_title="layer",
+        heat=heat,
+        table=Table(title="", columns=columns, rows=body),
+        note=f"Accuracy in %, {n}{chance}.",
+        group=arm,
+    )
+
+
+def _known(rows: Sequence[Record]) -> list[Record]:
+    return [row for row in rows if row.get("accuracy") is not None]
+
+
+def _mean(rows: Sequence[Record]) -> float | None:
+    known = _known(rows)
+    return sum(float(row["accuracy"]) for row in known) / len(known) if known and len(known) == len(rows) else None
+
+
+def _text(rows: Sequence[Record]) -> str:
+    value = _mean(rows)
+    if value is None:
+        return ""
+    shown = all(row.get("p_adjusted") is not None and row["p_adjusted"] < ALPHA for row in rows)
+    return f"{100 * value:.0f}" if shown else FAINT
+
+
+def _hover(rows: Sequence[Record]) -> str:
+    return " | ".join(_told(row) for row in rows) or "not probed"
+
+
+def _told(row: Record) -> str:
+    where = f"layer {row.get('layer')}, {row.get('position_name')}, seed {row.get('seed')}"
+    if row.get("accuracy") is None:
+        return f"{where}: undefined, {row.get('undefined') or 'no reason recorded'}"
+    from stepwell.stats import p_text
+
+    low, high = row.get("low"), row.get("high")
+    span = "" if low is None or high is None else f" ({percent(low)} to {percent(high)})"
+    text = f"{where}: {percent(row['accuracy'])} %{span}, n {row.get('n')}"
+    if row.get("control_accuracy") is not None:
+        text += f", control {percent(row['control_accuracy'])} %"
+    if row.get("selectivity") is not None:
+        text += f", selectivity {100 * row['selectivity']:.1f} points"
+    return text + (f", adjusted p {p_text(row['p_adjusted'])}" if row.get("p_adjusted") is not None else ", not tested")
+
+
+def _cell(rows: Sequence[Record]) -> Cell:
+    value = _mean(rows)
+    if value is None:
+        why = next(
+            (str(row.get("undefined")) for row in rows if row.get("accuracy") is None and row.get("undefined")), ""
+        )
+        return dash(why or "not probed")
+    low, high = rows[0].get("low"), rows[0].get("high")
+    alone = len(rows) == 1 and low is not None and high is not None
+    interval = f"{percent(float(low or 0))}{TO}{percent(float(high or 0))}" if alone else ""
+    return Cell(text=percent(value), interval=interval, count="" if alone else plural(len(rows), "seed"))
+
+
+def _undefined(records: Sequence[Record]) -> tuple[Table, ...]:
+    """How many cells have no accuracy, and why: an empty field is no zero."""
+    missing = grouped(
+        [r for r in records if r.get("accuracy") is None], lambda r: str(r.get("undefined") or "not said")
+    )
+    rows = tuple(Row(cells=(Cell(text=why), Cell(text=f"{len(found):,}"))) for why, found in missing.items())
+    columns = (Column(name="why a cell is undefined"), Column(name="cells", numeric=True))
+    return (Table(title="", columns=columns, rows=rows),) if rows else ()
