@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stepwell.audit.data import audit_files
     from stepwell.errors import StepwellError
+    from stepwell.fitting import FitRecipe, Fitted, Problem, Target, fit
     from stepwell.plan import Plan, jobs, load_plan
     from stepwell.report import write_report
     from stepwell.runner import RunResult, run
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FitRecipe": "stepwell.fitting",
+    "Fitted": "stepwell.fitting",
     "Plan": "stepwell.plan",
+    "Problem": "stepwell.fitting",
     "RunResult": "stepwell.runner",
     "StepwellError": "stepwell.errors",
+    "Target": "stepwell.fitting",
     "audit_files": "stepwell.audit.data",
+    "fit": "stepwell.fitting",
     "generate_items": "stepwell.tasks.prosqa",
     "jobs": "stepwell.plan",
     "load_items": "stepwell.tasks.prosqa",
@@ -33,11 +39,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "FitRecipe",
+    "Fitted",
     "Plan",
+    "Problem",
     "RunResult",
     "StepwellError",
+    "Target",
     "__version__",
     "audit_files",
+    "fit",
     "generate_items",
     "jobs",
     "load_items",

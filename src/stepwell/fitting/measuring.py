@@ -1,0 +1,149 @@
+"""What given vectors say of problems: the loss of any c, fitted, random, shuffled, noisy or quantised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepwell.errors import StepwellError
+from stepwell.fitting.objective import at_targets
+from stepwell.fitting.rows import by_mode, is_out_of_memory, rows_of
+from stepwell.latents.prompt import Problem, Target, fault_of, mode_vectors
+from stepwell.shapes import Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one c says of its problem; the fields as in `result.Record`."""
+
+    nats: Mapping[str, float]
+    exact: Mapping[str, bool]
+    held: Mapping[str, int]
+    lead: Mapping[str, float]
+
+
+@contextmanager
+def frozen(backbone: Any) -> Iterator[None]:
+    """The backbone in evaluation mode and without weight gradients; both are put back."""
+    wanted = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    training = backbone.training
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        backbone.train(training)
+
+
+def columns_of(backbone: Backbone, columns: int | None) -> int:
+    """Columns of one pass: as given, else what fills the device (a pass that does not fit is halved anyway)."""
+    kind = next(backbone.parameters()).device.type
+    return columns or (1024 if kind == "cpu" else 16384)
+
+
+@torch.no_grad()
+def measure(
+    backbone: Backbone,
+    problems: Sequence[Problem],
+    vectors: Sequence[Tensor],
+    *,
+    modes: Mapping[str, int | str | Tensor],
+    columns: int | None = None,
+) -> list[Measured]:
+    """Losses and exactness of given vectors, without fitting anything.
+
+    Args:
+        backbone: a model; its weights are not changed.
+        problems: one a c; the same problem may come several times.
+        vectors: a c (K, D) for each; all of one K.
+        modes: as for `fit`.
+        columns: of one pass at most; halved when memory runs out.
+
+    Returns:
+        One `Measured` a c, in order.
+
+    Raises:
+        StepwellError: numbers that do not match, a problem that is impossible, no memory for a single row.
+    """
+    if len(problems) != len(vectors):
+        raise StepwellError(f"there are {len(vectors)} c for {len(problems)} problems", "give one for each")
+    if not problems:
+        return []
+    known, slots = mode_vectors(backbone, modes), len(vectors[0])
+    for problem, given in zip(problems, vectors, strict=True):
+        if given.shape != (slots, backbone.width):
+            raise StepwellError(
+                f"the c of problem `{problem.id}` has the shape {tuple(given.shape)}",
+                f"give (K, D) = {(slots, backbone.width)} for all",
+            )
+        if (fault := fault_of(backbone, problem, known, slots)) is not None:
+            raise StepwellError(f"problem `{problem.id}`: {fault}", "leave it out, or change it")
+    found: list[Measured] = []
+    room = columns_of(backbone, columns)
+    with frozen(backbone):
+        # As many cases at a time as fill about four passes: their vectors need not all be on the device.
+        at = 0
+        while at < len(problems):
+            end, filled = at, 0
+            while end < len(problems) and (end == at or filled < 4 * room):
+                filled += sum(slots + len(target.ids) for target in problems[end].targets)
+                end += 1
+            part, room = _measure(backbone, problems[at:end], torch.stack(list(vectors[at:end])), known, room)
+            found += part
+            at = end
+    return found
+
+
+def _measure(
+    backbone: Backbone, problems: Sequence[Problem], vectors: Tensor, modes: Mapping[str, Tensor], columns: int
+) -> tuple[list[Measured], int]:
+    """`measure` of some, and the columns that had room."""
+    device, slots = next(backbone.parameters()).device, vectors.shape[1]
+    while True:
+        try:
+            rows = rows_of(backbone, [problem.targets for problem in problems], modes, slots, columns)
+            parts = []
+            for each in rows:
+                hidden = each.prompt.hidden(backbone, vectors.to(device)[each.case])
+                parts.append(each.each(at_targets(backbone, hidden, each.prompt.tokens, slopes=False)))
+            break
+        except RuntimeError as error:
+            columns = halved(error, columns, slots, [t for problem in problems for t in problem.targets])
+    numbers = by_mode(parts, rows, len(problems), len(modes)).numbers().double().cpu()
+    return [measured(problem, each, tuple(modes)) for problem, each in zip(problems, numbers, strict=True)], columns
+
+
+def measured(problem: Problem, numbers: Tensor, modes: Sequence[str]) -> Measured:
+    """The numbers (3, M) of one case by name, for the modes that its problem has."""
+    nats, lead, held = numbers.tolist()
+    at = {name: i for i, name in enumerate(modes) if any(target.mode == name for target in problem.targets)}
+    return Measured(
+        nats={name: nats[i] for name, i in at.items()},
+        exact={name: lead[i] > 0 for name, i in at.items()},
+        held={name: int(held[i]) for name, i in at.items()},
+        lead={name: lead[i] for name, i in at.items()},
+    )
+
+
+def halved(error: RuntimeError, columns: int, slots: int, targets: Sequence[Target]) -> int:
+    """Half the columns, after memory ran out. Raises the error where it is another, or where one row has no room."""
+    if not is_out_of_memory(error):
+        raise error
+    shortest = slots + min(len(target.ids) for target in targets)
+    if columns <= shortest:
+        raise StepwellError(
+            f"there is no memory for a single row of {shortest} columns",
+            "use a smaller model, fewer slots, shorter targets, or a lower precision",
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    longest = slots + max(len(target.ids) for target in targets)
+    return max(min(columns, longest * len(targets)) // 2, 1)
