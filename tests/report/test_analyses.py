@@ -219,6 +219,18 @@ def test_tracing_is_shown_when_the_gate_goes(new_run: NewRun):
     assert heat.hover[1][0].startswith("layer 1, step 1: 0.51 (0.5") and heat.hover[1][0].endswith("n 12 of 12")
 
 
+def test_an_arm_that_corruption_did_not_harm_has_no_map_but_a_line(new_run: NewRun):
+    run = traced(new_run(), [SANITY])
+    row = {"kind": "trace", "arm": "direct", "seed": 0, "set": "test", "role": "prompt", "clean": 0.5, "corrupt": 0.5}
+    place = {"id": "i0", "layer": 0, "position": 1, "position_name": "the person", "patched": 0.5, "effect": None}
+    run.job("trace.direct.0", [{**row, **place}])
+    found = run.finding("effect", "trace", "arm=cot", value=0.4, low=0.35, high=0.45, n=12)
+    run.lines("records/gates.jsonl", [run.verdict("causal-sanity", "go", [found])])
+    shown = section(run, "tracing")
+    assert [chart.key for chart in shown.charts] == ["tracing-cot"]
+    assert shown.lines[-1].startswith("No map for `direct`: corruption did no harm")
+
+
 # Items.
 
 

@@ -31,8 +31,10 @@ def tracing_section(data: RunData) -> Section:
         "question. An effect of 1 restores the probability of the right option wholly, 0 not at all. The map is shown "
         f"because the sanity gate {joined(f'`{row.gate}`' for row in _gates(data))} said go.",
     )
-    charts = tuple(_chart(arm, rows) for arm, rows in arms.items())
-    return Section(key=key, title=title, lines=lines, charts=charts)
+    told = {arm: rows for arm, rows in arms.items() if any(row.get("effect") is not None for row in rows)}
+    if silent := [f"`{arm}`" for arm in arms if arm not in told]:
+        lines += (f"No map for {joined(silent)}: corruption did no harm to any item, so there is nothing to restore.",)
+    return Section(key=key, title=title, lines=lines, charts=tuple(_chart(arm, rows) for arm, rows in told.items()))
 
 
 def _gates(data: RunData) -> list[VerdictRow]:
