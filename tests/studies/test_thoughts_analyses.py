@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from stepwell.plan import Plan, load_plan
 from stepwell.runner import RunResult, run
 from stepwell.small import SmallConfig, SmallLM
 from stepwell.studies.thoughts.probing import entities, gather, labels, positions_of
+from stepwell.studies.thoughts.sets import chosen_sets
 from stepwell.tasks.prosqa import WordTokenizer, generate_graphs, load_items, render
 from stepwell.tasks.prosqa.reading import SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import SymbolFormat
@@ -28,14 +29,14 @@ ARMS = ("cot", "continuous")
 PROBE = {"permutations": 9, "smallest_class": 2, "folds": 3, "inner": 2}
 
 
-def analysed(text: bool, **probe: Any) -> Plan:
+def analysed(text: bool) -> Plan:
     """Data, models and trainings as in `tiny`, then these two stages alone."""
     plan = tiny("engine=inline", text=text, arms=ARMS, gates=()).model_dump()
     common = {"needs": ["data", "model", "train"], "each": {"arm": "arm", "seed": "seed"}}
     plan["stages"] = [
         *(stage for stage in plan["stages"] if stage["name"] in ("data", "model", "train")),
-        {"name": "probe", "kind": "thoughts.probe", **common, "params": PROBE | probe},
-        {"name": "trace", "kind": "thoughts.trace", **common, "params": {"items": 6, "batch_size": 4}},
+        {"name": "probe", "kind": "thoughts.probe", **common, "params": PROBE},
+        {"name": "trace", "kind": "thoughts.trace", **common, "params": {"items": 4, "batch_size": 3}},
     ]
     return Plan.model_validate(plan)
 
@@ -98,7 +99,7 @@ def test_traces_agree_with_their_items(whole: RunResult) -> None:
     for arm in ARMS:
         items = {item["id"]: item for item in records(whole.folder, f"trace.{arm}.0", "trace-item")}
         (size,) = records(whole.folder, f"trace.{arm}.0", "trace-set")
-        assert size["of"] == 16 and size["n"] == len(items) == min(6, 16 - size["left_out"]) > 0
+        assert size["of"] == 16 and size["n"] == len(items) == min(4, 16 - size["left_out"]) > 0
         found = records(whole.folder, f"trace.{arm}.0", "trace")
         for trace in found:
             item = items[trace["id"]]
@@ -114,9 +115,12 @@ def test_traces_agree_with_their_items(whole: RunResult) -> None:
         assert ("thought 1" in {trace["position_name"] for trace in found}) is (arm == "continuous")
 
 
-def test_a_set_that_was_not_made_is_refused(tmp_path: Path) -> None:
+def test_a_set_that_was_not_made_is_refused(whole: RunResult) -> None:
+    data: Any = SimpleNamespace(records=lambda kind: records(whole.folder, "data", kind))
+    assert chosen_sets((), data) == ["test"], "all but training and steering"
+    assert chosen_sets(("steer",), data) == ["steer"]
     with pytest.raises(StepwellError, match="there is no set `tset`; sets: "):
-        run(analysed(False, sets=["tset"]), tmp_path / "run")
+        chosen_sets(("tset",), data)
 
 
 # ---- rows and labels
