@@ -22,7 +22,8 @@ BAR = 0.9
 
 def plan(seeds: int) -> Plan:
     """The demo's plan with two arms, more seeds, and in place of its other gates one that asks about the seeds."""
-    demo = load_plan("thoughts", rung="demo", overrides=["intervene.items=1", "intervene.families=[]"])
+    demo = load_plan("thoughts", rung="demo")
+    kept = tuple(stage for stage in demo.stages if stage.name not in ("intervene", "probe", "trace"))
     stage = {"stage": "evaluate", "where": {"arm": ("cot", "continuous")}}
     criteria = tuple(
         Criterion(
@@ -36,7 +37,7 @@ def plan(seeds: int) -> Plan:
         after=(Selector.model_validate(stage),), criteria=criteria,
     )  # fmt: skip
     axes = {"arm": ("cot", "continuous"), "seed": tuple(range(seeds))}
-    return demo.model_copy(update={"axes": axes, "gates": (demo.gate("setup"), gate)})
+    return demo.model_copy(update={"axes": axes, "stages": kept, "gates": (demo.gate("setup"), gate)})
 
 
 def main() -> int:
