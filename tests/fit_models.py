@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from doubles import norms_in_float64
 from stepwell.backbone import HFBackbone
 from stepwell.fitting import Problem, Target
 from stepwell.shapes import Precision, Shape
@@ -33,12 +34,7 @@ def tiny(name: str = "gpt2", precision: Precision = "fp32") -> HFBackbone:
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=0.25, generator=generator)
     if precision == "fp64":
-        # Llama's own norm computes in float32 whatever the precision of the model.
-        for module in backbone.modules():
-            for child_name, child in module.named_children():
-                if type(child).__name__.endswith("RMSNorm"):
-                    norm = nn.RMSNorm(backbone.width, eps=1e-6, dtype=torch.float64)
-                    setattr(module, child_name, norm)
+        norms_in_float64(backbone, backbone.width)
     return backbone
 
 

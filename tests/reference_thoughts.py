@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from doubles import norms_in_float64
 from stepwell.latents.thoughts import IGNORE, Batch, Thoughts
 from stepwell.small import SmallConfig, SmallLM
 
@@ -38,11 +39,7 @@ def backbone_of(name: str, *, width: int = 16, **options: Any) -> Any:
         key_value_heads=2 if name in ("llama", "qwen2") else None, tied=name != "gpt_neox",
     )  # fmt: skip
     backbone = HFBackbone.from_shape(shape, precision="fp64", device="cpu", **options)
-    for module in list(backbone.modules()):
-        for child_name, child in module.named_children():
-            # Llama's own norm computes in float32 whatever the precision of the model.
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(module, child_name, nn.RMSNorm(width, eps=1e-6, dtype=torch.float64))
+    norms_in_float64(backbone, width)
     return louder(backbone)
 
 

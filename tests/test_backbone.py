@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 from transformers.activations import NewGELUActivation
 
+from doubles import norms_in_float64
 from stepwell.backbone import DTYPES, HFBackbone
 from stepwell.checkpoints import load_coconut_checkpoint
 from stepwell.errors import StepwellError
@@ -41,12 +42,7 @@ def in_float64(shape: Shape, **options: Any) -> HFBackbone:
     for name, parameter in backbone.named_parameters():
         if parameter.dim() > 1 or "bias" in name:
             nn.init.normal_(parameter, std=0.25)
-    for module in backbone.modules():
-        for name, child in module.named_children():
-            # Llama's own norm computes in float32 whatever the precision of the model.
-            if type(child).__name__.endswith("RMSNorm"):
-                norm = nn.RMSNorm(shape.width, eps=1e-6, dtype=torch.float64)
-                setattr(module, name, norm)
+    norms_in_float64(backbone, shape.width)
     return backbone
 
 

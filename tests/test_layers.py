@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "errors",
     ),
     ("latents", "objectives", "tasks"),
-    ("train", "fitting", "evaluate", "analysis", "audit", "monitor", "stage", "track"),
+    ("train", "fitting", "answering", "evaluate", "analysis", "audit", "monitor", "stage", "track"),
     ("plan", "gate", "store", "kinds", "estimate", "coconut"),
     ("engine", "studies"),
     ("report", "runner", "compare"),

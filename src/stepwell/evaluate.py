@@ -1,8 +1,7 @@
 """Evaluation of thoughts: free decoding, two-option forced choice, answer margin, interventions. One record an item.
 
-Everything is batched, over one cache: the prompt is read once, rows that are done leave the batch, and both options
-are scored as continuations of what the row itself has written. Interventions on thoughts go on from the cache of the
-chain, at the first thought that they touch: the question is read once for all of them.
+The prompt is read once. Interventions on thoughts go on from the cache of the chain, at the first thought that they
+touch: the question is read once for all of them.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from stepwell.decode import greedy
+from stepwell.answering import decoded, margins, read_of
 from stepwell.latents.conditions import DONATED, Intervention
 from stepwell.latents.interventions import Material, applies, edit, put_in, unchanged
 from stepwell.latents.thoughts import Batch, Chain, Thoughts
@@ -88,10 +86,11 @@ def score(
     for rows, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
         cache = model.backbone.new_cache()
         hidden = model(batch, cache=cache)[:, -1]
-        answers = _decoded(model, reader, batch, cache, hidden)
+        read = read_of(model, batch, hidden, cache)
+        answers = decoded(model, reader, batch, read)
         nats = [float("nan")] * len(answers)
         if forced:
-            nats = _margins(model, reader, batch, [answer.steps for answer in answers], cache, hidden)
+            nats = margins(model, reader, batch, read, [answer.steps for answer in answers]).tolist()
         for row, answer, margin in zip(rows.tolist(), answers, nats, strict=True):
             yield Scored(row=row, answer=answer, margin=margin)
 
@@ -143,11 +142,12 @@ def _under(
             how = {"put_in": put_in(what, given, rows).to(own.device)}
         hidden, cache, thoughts = model.resume(batch, chain, start=start, **how)
         vacuous = unchanged(thoughts, own).tolist()
-    answers = _decoded(model, reader, batch, cache, hidden) if decode else None
+    read = read_of(model, batch, hidden, cache)
+    answers = decoded(model, reader, batch, read) if decode else None
     steps = [()] * len(rows) if answers is None else [answer.steps for answer in answers]
     donor = given.donors[what.family][rows].tolist() if what.family in DONATED else [None] * len(rows)
     found = []
-    for i, margin in enumerate(_margins(model, reader, batch, steps, cache, hidden)):
+    for i, margin in enumerate(margins(model, reader, batch, read, steps).tolist()):
         answer = None if answers is None else answers[i]
         before = clean[i] if clean else None
         one = Intervened(
@@ -185,51 +185,3 @@ def asked(
 def accuracy(found: list[Scored]) -> tuple[int, int]:
     """How many answers are right, of how many."""
     return sum(scored.answer.correct for scored in found), len(found)
-
-
-def _decoded(model: Thoughts, reader: Reader, batch: Batch, cache: Any, hidden: Tensor) -> list[Answer]:
-    """What each row writes after its columns, read back."""
-    mask, positions = model.placed(batch)
-    found = greedy(
-        model.backbone, hidden, cache=cache, mask=mask, positions=positions, stop=(reader.eos,),
-        limit=_limits(model, reader, batch, positions),
-    )  # fmt: skip
-    return [reader.answer(batch, i, decoded.ids) for i, decoded in enumerate(found)]
-
-
-def _limits(model: Thoughts, reader: Reader, batch: Batch, positions: Tensor) -> list[int]:
-    """New tokens at most for each row, such that its options still find positions after them."""
-    # Twice the longest gold continuation: a longer chain may still be valid, an endless one is not.
-    limit, known = 2 * reader.longest_tail, model.backbone.max_positions
-    if known is None or int(positions.max()) + 2 * limit <= known:  # far off: an option is shorter than `limit`
-        return [limit] * len(positions)
-    options = [max(map(len, reader.options(batch, row))) for row in range(len(positions))]
-    return [max(0, min(limit, known - p - o)) for p, o in zip(positions.tolist(), options, strict=True)]
-
-
-def _margins(
-    model: Thoughts, reader: Reader, batch: Batch, steps: Sequence[Sequence[int]], cache: Any, hidden: Tensor
-) -> list[float]:
-    """Right minus wrong option, in nats, each as a continuation of the steps that the row wrote."""
-    mask, positions = model.placed(batch)
-    pairs = [reader.options(batch, i) for i in range(len(steps))]
-    texts = [[*written, *option] for written, pair in zip(steps, pairs, strict=True) for option in pair]
-    skip = [len(written) for written in steps for _ in range(2)]
-    device = hidden.device
-    longest = max(map(len, texts))
-    ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts], device=device)
-    real = torch.tensor([[c < len(text) for c in range(longest)] for text in texts], device=device)
-    scored = torch.tensor(
-        [[s <= c < len(text) for c in range(longest)] for text, s in zip(texts, skip, strict=True)], device=device
-    )
-    # Columns of padding get a position that every model knows.
-    place = (positions.repeat_interleave(2)[:, None] + torch.arange(longest, device=device)).where(real, 0)
-    states = model.backbone(
-        model.backbone.embed(ids), positions=place, mask=torch.cat((mask.repeat_interleave(2, 0), real), 1),
-        cache=cache.repeat(2),
-    )  # fmt: skip
-    # The state before a token predicts it: the prompt's last for the first, then the option's own.
-    before = torch.cat((hidden.repeat_interleave(2, 0)[:, None], states[:, :-1]), 1)
-    nats = F.cross_entropy(model.backbone.logits(before[scored]).float(), ids[scored], reduction="none")
-    total = torch.zeros(len(texts), device=device).index_add_(0, scored.nonzero()[:, 0], -nats)
-    return (total[0::2] - total[1::2]).tolist()

@@ -16,7 +16,7 @@ from stepwell.analysis.tracing import Place, Tracer, effect, lines
 from stepwell.latents.thoughts import Arm, Batch, Thoughts
 from stepwell.small import SmallConfig, SmallLM
 from stepwell.studies.thoughts.data import swapped
-from stepwell.studies.thoughts.tracing import other_person
+from stepwell.studies.thoughts.others import others
 from stepwell.tasks.prosqa import WordTokenizer, generate_graphs, render
 from stepwell.tasks.prosqa.reading import SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import ANSWER, EOS, SymbolFormat
@@ -25,13 +25,14 @@ ROWS = torch.arange(4)
 
 
 def other_roots(graphs: Any) -> list[int | None]:
-    return [
-        other_person(
+    found = [
+        others(
             [(a, b) for a, b in graphs.edges[row].tolist() if a >= 0], np.flatnonzero(graphs.persons[row]).tolist(),
             int(graphs.root[row]), int(graphs.target[row]), int(graphs.neg_target[row]),
         )
         for row in range(len(graphs))
     ]  # fmt: skip
+    return [fit[0] if fit else None for fit in found]
 
 
 def tracer_of(prompt: Any, arm: Arm, *, markers: bool = False, decode: bool = True) -> Tracer:
@@ -217,8 +218,8 @@ def test_the_other_person_is_one_for_whom_the_other_option_is_right() -> None:
 
 
 def test_nobody_is_found_where_nobody_else_leads_to_the_wrong_option() -> None:
-    assert other_person([(0, 2), (1, 2), (1, 3), (0, 3)], [0, 1], 0, 2, 3) is None
-    assert other_person([(0, 2), (1, 3)], [0, 1], 0, 2, 3) == 1
+    assert others([(0, 2), (1, 2), (1, 3), (0, 3)], [0, 1], 0, 2, 3) == []
+    assert others([(0, 2), (1, 3)], [0, 1], 0, 2, 3) == [1]
 
 
 def test_written_steps_are_lines_or_symbols() -> None:

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.analysis.features import blocks, columns_of, gathered, patched
-from stepwell.decode import greedy
+from stepwell.answering import Read, carried_on, decoded, margins, read_of, right_padded
 from stepwell.latents.thoughts import Batch, Thoughts
 from stepwell.tasks.prosqa.reading import Reader, TextReader
 
@@ -54,16 +54,6 @@ class Traced:
     layer: int
     place: Place
     probability: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Read:
-    """Columns that are in a cache, and how they go on."""
-
-    hidden: Tensor
-    cache: Any
-    mask: Tensor
-    positions: Tensor
 
 
 def effect(clean: float, corrupt: float, patched: float, smallest_gap: float = 0.0) -> float | None:
@@ -124,12 +114,13 @@ class Tracer:
         put = patched(self.model.backbone, layer, columns, states)
         before: Sequence[Sequence[int]] = [()] * len(place.columns)
         if place.stage == "answer":
-            found = self._probability(self.corrupt_read, 1, self.corrupt_written, put)
+            with put:
+                found = self._probability(self.corrupt_read, 1, self.corrupt_written)
             return Traced(layer=layer, place=place, probability=found.where(place.rows, float("nan")))
         if place.stage == "prompt":
             cache = self.model.backbone.new_cache()
             with put:
-                read = self._read(self.model(self.batches[1], cache=cache)[:, -1], cache, 1)
+                read = read_of(self.model, self.batches[1], self.model(self.batches[1], cache=cache)[:, -1], cache)
         elif place.stage == "thought":
             read = self._after_thoughts(place.index, put)
         else:
@@ -146,79 +137,41 @@ class Tracer:
         """L; layers are numbered from 0 to L."""
         return len(blocks(self.model.backbone))
 
-    def _read(self, hidden: Tensor, cache: Any, side: int) -> _Read:
-        mask, positions = self.model.placed(self.batches[side])
-        return _Read(hidden=hidden, cache=cache, mask=mask, positions=positions)
-
-    def _clean_prompt(self, rows: int, device: torch.device) -> _Read:
+    def _clean_prompt(self, rows: int, device: torch.device) -> Read:
         cache = self.model.backbone.new_cache()
         with gathered(self.model.backbone, columns_of(range(self.prompt_columns), rows, device)) as found:
             hidden = self.model(self.batches[0], cache=cache)[:, -1]
         self.states = found.tensor
-        return self._read(hidden, cache, 0)
+        return read_of(self.model, self.batches[0], hidden, cache)
 
-    def _after_thoughts(self, start: int, put: AbstractContextManager[None]) -> _Read:
+    def _after_thoughts(self, start: int, put: AbstractContextManager[None]) -> Read:
         with put:
             hidden, cache, _ = self.model.resume(self.batches[1], self.chain, start=start)
-        return self._read(hidden, cache, 1)
+        return read_of(self.model, self.batches[1], hidden, cache)
 
-    def _continued(self, read: _Read, written: Sequence[Sequence[int]]) -> _Read:
+    def _continued(self, read: Read, written: Sequence[Sequence[int]]) -> Read:
         """Written tokens as further columns; rows with fewer are padded, and the padding is never seen."""
         if not any(written):
             return read
-        ids, real = _padded(written, read.hidden.device)
-        count, cache = real.sum(1), read.cache.clone()
-        states = self._pass(read, ids, real, cache)
+        ids, real = right_padded(written, read.hidden.device)
+        count, longer = real.sum(1), replace(read, cache=read.cache.clone())
+        states = carried_on(self.model.backbone, longer, ids, real)
         last = states[torch.arange(len(ids), device=ids.device), (count - 1).clamp(min=0)]
-        return _Read(
-            hidden=torch.where((count > 0)[:, None], last, read.hidden), cache=cache,
+        return Read(
+            hidden=torch.where((count > 0)[:, None], last, read.hidden), cache=longer.cache,
             mask=torch.cat((read.mask, real), 1), positions=read.positions + count,
         )  # fmt: skip
 
-    def _pass(self, read: _Read, ids: Tensor, real: Tensor, cache: Any) -> Tensor:
-        backbone = self.model.backbone
-        place = (read.positions[:, None] + torch.arange(ids.shape[1], device=ids.device)).where(real, 0)
-        return backbone(backbone.embed(ids), positions=place, mask=torch.cat((read.mask, real), 1), cache=cache)
-
-    def _written(self, read: _Read, side: int, before: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    def _written(self, read: Read, side: int, before: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
         """The ids of the steps that each row goes on to write after those it has written."""
         if not self.decode:
             return [()] * len(before)
-        reader, batch, known = self.readers[side], self.batches[side], self.model.backbone.max_positions
-        limits = [2 * reader.longest_tail - len(ids) for ids in before]
-        if known is not None:
-            room = [max(map(len, reader.options(batch, row))) for row in range(len(limits))]
-            at = read.positions.tolist()
-            limits = [min(limit, known - p - o) for limit, p, o in zip(limits, at, room, strict=True)]
-        found = greedy(
-            self.model.backbone, read.hidden, cache=read.cache, mask=read.mask, positions=read.positions,
-            stop=(reader.eos,), limit=[max(0, limit) for limit in limits],
-        )  # fmt: skip
-        return [
-            tuple(reader.answer(batch, row, [*ids, *decoded.ids]).steps[len(ids) :])
-            for row, (ids, decoded) in enumerate(zip(before, found, strict=True))
-        ]
+        answers = decoded(self.model, self.readers[side], self.batches[side], read, before)
+        return [tuple(answer.steps[len(ids) :]) for ids, answer in zip(before, answers, strict=True)]
 
-    def _probability(
-        self, read: _Read, side: int, steps: Sequence[Sequence[int]], put: AbstractContextManager[None] | None = None
-    ) -> Tensor:
-        """(B,) probability of the right option, of the two, after the steps that are still to be written."""
-        pairs = [self.readers[side].options(self.batches[side], row) for row in range(len(steps))]
-        texts = [[*some, *option] for some, pair in zip(steps, pairs, strict=True) for option in pair]
-        ids, real = _padded(texts, read.hidden.device)
-        begins = torch.tensor([len(some) for some in steps], device=ids.device).repeat_interleave(2)
-        scored = real & (torch.arange(ids.shape[1], device=ids.device) >= begins[:, None])
-        twice = _Read(
-            hidden=read.hidden.repeat_interleave(2, 0), cache=None, mask=read.mask.repeat_interleave(2, 0),
-            positions=read.positions.repeat_interleave(2),
-        )  # fmt: skip
-        with put or nullcontext():
-            states = self._pass(twice, ids, real, read.cache.repeat(2))
-        # The state before a token predicts it.
-        states = torch.cat((twice.hidden[:, None], states[:, :-1]), 1)[scored]
-        nats = F.cross_entropy(self.model.backbone.logits(states).float(), ids[scored], reduction="none")
-        total = torch.zeros(len(ids), device=ids.device).index_add_(0, scored.nonzero()[:, 0], -nats)
-        return (total[0::2] - total[1::2]).sigmoid()
+    def _probability(self, read: Read, side: int, steps: Sequence[Sequence[int]]) -> Tensor:
+        """(B,) probability of the right option, of the two, after the steps that are still to be read."""
+        return margins(self.model, self.readers[side], self.batches[side], read, steps).sigmoid()
 
     def _answer_columns(self, written: Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor([[self.prompt_columns + len(ids)] for ids in written], device=self.states.device)
@@ -293,11 +246,3 @@ def lines(reader: Reader, ids: Sequence[int]) -> list[tuple[int, int]]:
     ends = [place + 1 for place in range(len(ids)) if "\n" in reader.tokenizer.decode([ids[place]])]
     ends += [len(ids)] if ids and ends[-1:] != [len(ids)] else []
     return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []
-
-
-def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (n, T), right-padded, and which are real."""
-    longest = max(map(len, texts))
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
-    count = torch.tensor([len(text) for text in texts], device=device)
-    return ids, torch.arange(longest, device=device) < count[:, None]

@@ -6,8 +6,6 @@ own stages wrote the records; the audit reads what was written, whoever wrote it
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -15,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
+
+from stepwell.fingerprint import fingerprint
 
 Record = Mapping[str, Any]
 
@@ -230,8 +230,7 @@ def _policy_changed(run: Evidence) -> Iterator[str]:
         if run.verdicts:
             yield "gates were decided, and no policy.json says what they were before the run"
         return
-    text = json.dumps(list(run.policy.get("gates") or ()), sort_keys=True, separators=(",", ":"))
-    if hashlib.sha256(text.encode()).hexdigest() != run.policy.get("sha256"):
+    if fingerprint(run.policy.get("gates")) != run.policy.get("sha256"):
         yield "policy.json: its sha256 does not match its gates"
     for override in run.policy.get("overrides") or ():
         changes = "; ".join(map(str, override.get("changes") or ()))

@@ -10,6 +10,7 @@ from stepwell.compare.sides import Side, refusal
 from stepwell.errors import StepwellError
 from stepwell.plan.models import EQUIVALENT
 from stepwell.report.folder import RunData
+from stepwell.store import override_of
 
 
 def refuse_unlike(one: Side, other: Side) -> None:
@@ -133,12 +134,10 @@ def frozen_margins(policy: Mapping[str, Any], metric: str) -> tuple[float, ...]:
 
     They are the bands around zero that route to `equivalent`; a gate that an override changed no longer counts.
     """
-    changed = [str(text) for override in policy.get("overrides") or () for text in override.get("changes") or ()]
     margins = set()
     for gate in policy.get("gates") or ():
-        place = f"gates.{gate.get('name')}"
         about = [criterion.get("metric") for criterion in gate.get("criteria") or ()]
-        if about != [metric] or any(text.startswith((f"{place}.", f"{place}:")) for text in changed):
+        if about != [metric] or override_of(policy, str(gate.get("name"))) is not None:
             continue
         for band in gate.get("bands") or ():
             if band.get("route") == EQUIVALENT and band["low"] < 0 < band["high"]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 from stepwell.errors import StepwellError
 from stepwell.report.folder import Record, RunData, read_folder
@@ -100,31 +98,15 @@ def _selected(text: str) -> tuple[RunData, dict[str, str]]:
 
 
 def _axes(run: RunData, stages: frozenset[str], rows: Sequence[Record]) -> dict[str, frozenset[str]]:
-    names = {axis for stage in run.plan.get("stages") or () if stage.get("name") in stages for axis in _each(stage)}
+    names = {axis for stage, _, axes in run.planned() if stage in stages for axis in axes}
     names |= {axis for axis in ("arm", "seed") if any(axis in row for row in rows)}
     return {axis: frozenset(str(row.get(axis)) for row in rows) for axis in sorted(names)}
 
 
-def _each(stage: Mapping[str, Any]) -> Mapping[str, Any]:
-    return stage.get("each") or {}
-
-
-def _planned(run: RunData, stages: frozenset[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Jobs that the plan asks of the stages, with their axes as text."""
-    plan_axes = run.plan.get("axes") or {}
-    for stage in run.plan.get("stages") or ():
-        if stage.get("name") in stages:
-            each = _each(stage)
-            values = [plan_axes.get(v, ()) if isinstance(v, str) else v for v in each.values()]
-            for point in product(*values):
-                axes = dict(zip(each, map(str, point), strict=True))
-                yield ".".join([stage["name"], *axes.values()]), axes
-
-
 def _refuse_unfinished(text: str, run: RunData, stages: frozenset[str], wanted: Mapping[str, str]) -> None:
     """Every job that the selection means must be done, and its records be those that it wrote."""
-    for job, axes in _planned(run, stages):
-        if any(axes.get(axis) != value for axis, value in wanted.items() if axis in axes):
+    for stage, job, axes in run.planned():
+        if stage not in stages or any(axes.get(axis) != value for axis, value in wanted.items() if axis in axes):
             continue
         marker = run.jobs.get(job)
         if not marker:

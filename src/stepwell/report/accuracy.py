@@ -5,16 +5,17 @@ Everything is computed from `item`, `shortcut` and `dataset` records. Accuracy i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from stepwell.report.cells import MINUS, Cell, Chart, Column, Row, Section, Series, Table, dash, number, plural
+from stepwell.report.cells import MINUS, Cell, Chart, Column, Row, Section, Series, Table, dash, joined, number, plural
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import (
     common_count,
     counted,
     grouped,
     headed,
+    is_clean,
     mean,
     other_count,
     own_count,
@@ -102,7 +103,7 @@ def family_of(folder: RunData, name: str) -> str:
 
 
 def _clean(folder: RunData) -> list[Record]:
-    return [record for record in folder.of_kind("item") if record.get("condition", "clean") == "clean"]
+    return [record for record in folder.of_kind("item") if is_clean(record)]
 
 
 def _sets(items: Sequence[Record]) -> list[str]:
@@ -248,3 +249,12 @@ def first_set(folder: RunData) -> str:
     names = _sets(_clean(folder))
     inside = [name for name in names if family_of(folder, name) not in OUT_OF_DISTRIBUTION]
     return next(iter([*inside, *names]), "")
+
+
+def shown_set(folder: RunData, records: Iterable[Record]) -> tuple[str, tuple[str, ...]]:
+    """Of the sets that records are about, the one to show (the run's first, where they have it); what is said of it."""
+    names = list(dict.fromkeys(str(record.get("set")) for record in records))
+    shown = first if (first := first_set(folder)) in names else names[0]
+    others = [name for name in names if name != shown]
+    said = f"Set {shown} is shown; the records hold {joined(others)} as well."
+    return shown, (said,) if others else ()

@@ -11,7 +11,7 @@ from stepwell.errors import StepwellError
 from stepwell.report.accuracy import first_set
 from stepwell.report.cells import Browsed, Graph, Node, Section, plural
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import grouped
+from stepwell.report.measures import grouped, is_clean
 
 if TYPE_CHECKING:
     from stepwell.tasks.prosqa.items import Item
@@ -52,7 +52,7 @@ def browser_section(data: RunData) -> Section:
 
 
 def _belongs(record: Record, name: str) -> bool:
-    return str(record.get("set")) == name and (record.get("condition") or "clean") == "clean"
+    return str(record.get("set")) == name and is_clean(record)
 
 
 def _questions(data: RunData, name: str) -> Mapping[str, Item]:

@@ -23,6 +23,7 @@ from stepwell.report.cells import (
     plural,
 )
 from stepwell.report.folder import RunData
+from stepwell.report.measures import is_clean
 from stepwell.report.verdicts import VerdictRow, verdict_rows
 
 MULTIPASS = (
@@ -44,9 +45,7 @@ DESIGN = (
 def factorial_section(data: RunData) -> Section:
     """Main effects on the first test set in points of accuracy, with intervals over items, and over items and seeds."""
     name = first_set(data)
-    items = [
-        r for r in data.of_kind("item") if str(r.get("set")) == name and (r.get("condition") or "clean") == "clean"
-    ]
+    items = [r for r in data.of_kind("item") if str(r.get("set")) == name and is_clean(r)]
     key, title = "factorial", "What content, positions and curriculum add"
     if not items:
         return Section(key=key, title=title, lines=(MULTIPASS,), missing="No evaluated items.")

@@ -50,15 +50,19 @@ class RunData:
         """Records of one kind over all jobs, in the order of job ids and then of writing."""
         return (record for job in sorted(self.records) for record in self.records[job] if record.get("kind") == kind)
 
-    def planned_jobs(self) -> tuple[str, ...]:
-        """Job ids that the plan asks for: each stage over its axes, in the plan's order."""
+    def planned(self) -> Iterator[tuple[str, str, Mapping[str, str]]]:
+        """Stage, job id and axes, as text, of what the plan asks for: each stage over its axes, in the plan's order."""
         axes = self.plan.get("axes") or {}
-        names = []
         for stage in self.plan.get("stages") or ():
-            each = stage.get("each") or {}
+            name, each = str(stage.get("name")), stage.get("each") or {}
             values = [axes.get(each[axis], ()) if isinstance(each[axis], str) else each[axis] for axis in each]
-            names += [".".join([str(stage.get("name")), *map(str, point)]) for point in itertools.product(*values)]
-        return tuple(names)
+            for point in itertools.product(*values):
+                at = dict(zip(each, map(str, point), strict=True))
+                yield name, ".".join([name, *at.values()]), at
+
+    def planned_jobs(self) -> tuple[str, ...]:
+        """Job ids that the plan asks for, in its order."""
+        return tuple(job for _, job, _ in self.planned())
 
     def arms(self) -> tuple[str, ...]:
         """Arms in the plan's order, then any that only the records know."""

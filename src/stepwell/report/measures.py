@@ -26,6 +26,11 @@ def grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key
     return dict(groups)
 
 
+def is_clean(record: Record) -> bool:
+    """Whether a record is of a model that nothing was done to; one that does not say is."""
+    return (record.get("condition") or "clean") == "clean"
+
+
 def share(records: Sequence[Record], field: str) -> Estimate | None:
     """The share of records in which `field` is true, with its interval; None where no record has the field.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.report.accuracy import first_set
-from stepwell.report.cells import TO, Cell, Chart, Column, Heat, Row, Section, Table, dash, joined, percent, plural
+from stepwell.report.accuracy import shown_set
+from stepwell.report.cells import TO, Cell, Chart, Column, Heat, Row, Section, Table, dash, percent, plural
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import grouped
 
@@ -19,19 +19,17 @@ def probes_section(data: RunData) -> Section:
     key, title = "probes", "Probes"
     if not records:
         return Section(key=key, title=title, missing="No probe was fitted in this run.")
-    names = dict.fromkeys(str(record.get("set")) for record in records)
-    shown = first_set(data) if first_set(data) in names else next(iter(names))
+    shown, said = shown_set(data, records)
     here = [record for record in records if str(record.get("set")) == shown]
     groups = grouped(here, lambda r: (str(r.get("arm")), str(r.get("probe")), r.get("step")))
     charts = tuple(_chart(*which, rows) for which, rows in groups.items())
-    others = [name for name in names if name != shown]
     lines = (
         "A probe is trained to tell the entity of a step from the state of one layer at one position. A number stands "
         f"where the permutation test, corrected for the whole grid (Bonferroni), gives p < {ALPHA:g} under every seed; "
         f"a dot ({FAINT}) where it does not. An entity that can be read out need not be used: for that see the "
         "interventions.",
         *_reach(here),
-        *((f"Set {shown} is shown; the records hold {joined(others)} as well.",) if others else ()),
+        *said,
     )
     return Section(key=key, title=title, lines=lines, charts=charts, tables=_undefined(here))
 

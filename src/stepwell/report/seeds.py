@@ -6,7 +6,7 @@ from stepwell.report.accuracy import first_set
 from stepwell.report.cells import Cell, Column, Row, Section, Table, dash, number, plural
 from stepwell.report.curves import finite, job_of
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import counted, grouped, share, share_cell
+from stepwell.report.measures import counted, grouped, is_clean, share, share_cell
 
 
 def seeds_section(folder: RunData) -> Section:
@@ -14,7 +14,7 @@ def seeds_section(folder: RunData) -> Section:
     name = first_set(folder)
     jobs = _training_jobs(folder)
     checked = {int(record["n"]) for record in folder.of_kind("validation") if record.get("n")}
-    tested = [r for r in folder.of_kind("item") if str(r.get("set")) == name and _is_clean(r)]
+    tested = [r for r in folder.of_kind("item") if str(r.get("set")) == name and is_clean(r)]
     counts = {len(group) for group in grouped(tested, job_of).values()}
     rows = [_seed_row(folder, job, name, alike=(len(checked) == 1, len(counts) == 1)) for job in jobs]
     columns = (
@@ -81,10 +81,6 @@ def _counted_over(counts: set[int]) -> str:
     return f", n {next(iter(counts)):,}" if len(counts) == 1 else ""
 
 
-def _is_clean(record: Record) -> bool:
-    return (record.get("condition") or "clean") == "clean"
-
-
 def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[bool, bool]) -> Row:
     arm, seed = job
 
@@ -94,7 +90,7 @@ def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[
     steps, validations = mine("step"), mine("validation")
     # Parameters are counted once an arm, or once a run of it.
     parameters = mine("parameters") or [r for r in folder.of_kind("parameters") if str(r.get("arm")) == arm]
-    items = [record for record in mine("item") if str(record.get("set")) == name and _is_clean(record)]
+    items = [record for record in mine("item") if str(record.get("set")) == name and is_clean(record)]
     restarts, alerts = mine("restart"), mine("alert")
     last = steps[-1] if steps else {}
     checked = validations[-1] if validations else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.report.accuracy import first_set
+from stepwell.report.accuracy import shown_set
 from stepwell.report.cells import DASH, MINUS, Cell, Chart, Column, Heat, Row, Section, Table, dash, joined
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import grouped
@@ -22,14 +22,14 @@ def tracing_section(data: RunData) -> Section:
         return Section(key=key, title=title, missing="Nothing was traced in this run.")
     if why := withheld(data):
         return Section(key=key, title=title, missing=f"Withheld: {why} Its records are kept, and prove nothing.")
-    names = dict.fromkeys(str(record.get("set")) for record in records)
-    shown = first_set(data) if first_set(data) in names else next(iter(names))
+    shown, said = shown_set(data, records)
     here = [record for record in records if str(record.get("set")) == shown]
     arms = grouped(here, lambda record: str(record.get("arm")))
     lines = (
         "The question is corrupted, and the state of one layer at one position is put back as it was for the clean "
         "question. An effect of 1 restores the probability of the right option wholly, 0 not at all. The map is shown "
         f"because the sanity gate {joined(f'`{row.gate}`' for row in _gates(data))} said go.",
+        *said,
     )
     told = {arm: rows for arm, rows in arms.items() if any(row.get("effect") is not None for row in rows)}
     if silent := [f"`{arm}`" for arm in arms if arm not in told]:

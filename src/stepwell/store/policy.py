@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepwell.errors import StepwellError
+from stepwell.fingerprint import fingerprint
 from stepwell.store.files import write_atomically
-
-
-def digest_of(gates: Sequence[Mapping[str, Any]]) -> str:
-    """Hex sha256 of the canonical JSON of the gates."""
-    text = json.dumps(list(gates), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def freeze(
@@ -34,7 +28,7 @@ def freeze(
         StepwellError: the gates differ and no reason is given, or policy.json was changed by hand.
     """
     if not path.exists():
-        policy = {"sha256": digest_of(gates), "gates": list(gates), "overrides": []}
+        policy = {"sha256": fingerprint(gates), "gates": list(gates), "overrides": []}
         write_atomically(path, json.dumps(policy, indent=1))
         return policy, None
     policy = _read(path)
@@ -48,7 +42,7 @@ def freeze(
             path=path,
         )
     override = {"reason": reason.strip(), "changes": changes, "replaced_sha256": policy["sha256"]}
-    policy = {"sha256": digest_of(gates), "gates": list(gates), "overrides": [*policy["overrides"], override]}
+    policy = {"sha256": fingerprint(gates), "gates": list(gates), "overrides": [*policy["overrides"], override]}
     write_atomically(path, json.dumps(policy, indent=1))
     return policy, override
 
@@ -58,7 +52,7 @@ def override_of(policy: Mapping[str, Any], gate: str) -> dict[str, Any] | None:
     place = f"gates.{gate}"
     found = [
         (override["reason"], [text for text in override["changes"] if text.startswith((f"{place}.", f"{place}:"))])
-        for override in policy["overrides"]
+        for override in policy.get("overrides") or ()
     ]
     found = [(reason, changes) for reason, changes in found if changes]
     if not found:
@@ -104,8 +98,8 @@ def _by_name(gates: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         policy = json.loads(path.read_text(encoding="utf-8"))
-        whole = digest_of(policy["gates"]) == policy["sha256"] and isinstance(policy["overrides"], list)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = fingerprint(policy["gates"]) == policy["sha256"] and isinstance(policy["overrides"], list)
+    except (ValueError, KeyError, TypeError, AttributeError, StepwellError):
         whole = False
         policy = {}
     if not whole:

@@ -7,8 +7,8 @@ from typing import Any
 
 from stepwell.devices import Work
 from stepwell.studies.thoughts.analysis_params import ProbeParams, TraceParams
-from stepwell.studies.thoughts.cost import SYMBOL_ANSWER, TEXT_ANSWER, WITH_LATENTS, columns, flop_per_column
-from stepwell.studies.thoughts.params import DataParams, ModelParams, SymbolModel, TextModel
+from stepwell.studies.thoughts.cost import SYMBOL_ANSWER, TEXT_ANSWER, columns, flop_per_column, latents_of, sizes
+from stepwell.studies.thoughts.params import ModelParams, SymbolModel, TextModel
 
 KNOWN_SHAPES = {"gpt2": (12, 768), "smollm2-135m": (30, 576)}
 """Layers and width of models that need not be at hand to be planned with."""
@@ -25,15 +25,15 @@ def of_probing(params: ProbeParams, axes: Mapping[str, Any], inputs: Mapping[str
     if per_column is None or shape is None:
         return None
     layers, width = shape
-    sizes = _sizes(params.sets, params.items, data)
-    tokens = sum(sizes) * columns(model, data)
+    counts = sizes(params, data)
+    tokens = sum(counts) * columns(model, data)
     steps, classes = (3, 8) if data.family == "mini" else (6, 38)
     steps, layers = len(params.steps) or steps, len(params.layers) or layers + 1
-    cells = layers * steps * (3 + _latents(model, axes))
+    cells = layers * steps * (3 + latents_of(model, axes))
     fits = params.folds * (params.inner * STRENGTHS + STRENGTHS)
-    ridge = sum(2.0 * n * n / params.folds for n in sizes) * (params.permutations + 1) * ("ridge" in params.probes)
+    ridge = sum(2.0 * n * n / params.folds for n in counts) * (params.permutations + 1) * ("ridge" in params.probes)
     mlp = 6.0 * MLP_EPOCHS * MLP_WIDTH * (width + classes) * (params.mlp_permutations + 1) * ("mlp" in params.probes)
-    mlp *= sum(sizes)
+    mlp *= sum(counts)
     seconds = cells * fits * (ridge / SUMS_PER_SECOND + mlp / MLP_FLOP_PER_SECOND)
     flop = per_column * tokens
     # The fits take their time on any device; the pass, far less of it, at the speed of a few cores.
@@ -48,15 +48,11 @@ def of_tracing(params: TraceParams, axes: Mapping[str, Any], inputs: Mapping[str
     per_column, shape = flop_per_column(model), _shape(model)
     if per_column is None or shape is None:
         return None
-    layers, latents = len(params.layers) or shape[0] + 1, _latents(model, axes)
+    layers, latents = len(params.layers) or shape[0] + 1, latents_of(model, axes)
     answer = (TEXT_ANSWER if isinstance(model.model, TextModel) else SYMBOL_ANSWER) * (2 if params.decode else 1)
     each = 3 * columns(model, data) + layers * (3 * columns(model, data) + (8 + latents) * (latents + answer))
-    tokens = sum(_sizes(params.sets, params.items, data)) * each
+    tokens = sum(sizes(params, data)) * each
     return Work(flop=float(per_column) * tokens, tokens=tokens)
-
-
-def _latents(model: ModelParams, axes: Mapping[str, Any]) -> int:
-    return model.curriculum.stages * model.curriculum.thoughts_per_step if axes.get("arm") in WITH_LATENTS else 0
 
 
 def _shape(model: ModelParams) -> tuple[int, int] | None:
@@ -64,10 +60,3 @@ def _shape(model: ModelParams) -> tuple[int, int] | None:
     if isinstance(spec, SymbolModel) or spec.name is None:
         return spec.layers, spec.width
     return KNOWN_SHAPES.get(spec.name)
-
-
-def _sizes(sets: tuple[str, ...], items: int, data: DataParams) -> list[int]:
-    """How many items of each set are asked."""
-    made = {"official" if data.valid else "valid": data.n_valid, "test": data.n_test, **data.families}
-    made |= {f"{name}-swapped": made.get(name, 0) for name in data.swapped}
-    return [min(n, items or n) for name, n in made.items() if n and (not sets or name in sets)]

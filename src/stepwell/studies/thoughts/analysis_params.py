@@ -7,17 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stepwell import kinds
-from stepwell.spec import Spec
-
-Count = Annotated[int, Field(ge=0)]
+from stepwell.studies.thoughts.params import AskParams, Count
 
 
-class ProbeParams(Spec):
+class ProbeParams(AskParams):
     """Probes of every layer and position for the entity of every step.
 
     Attributes:
-        sets: which sets; empty = all but training and steering.
-        items: of each set, the first so many; 0 = all.
         layers: 0 = what enters the first layer; empty = all.
         steps: of the gold path, from 1; empty = all.
         probes: see `stepwell.analysis.probing.PROBES`.
@@ -26,11 +22,8 @@ class ProbeParams(Spec):
         permutations: of the labels, for `ridge`; p cannot be smaller than 1 / (permutations + 1).
         mlp_permutations: for `mlp`, which is fitted anew for each.
         smallest_class: a cell is undefined where an entity has fewer items.
-        weights: the last, or the best by the steering split.
     """
 
-    sets: tuple[str, ...] = ()
-    items: Count = 0
     layers: tuple[Count, ...] = ()
     steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     probes: tuple[Literal["ridge", "mlp"], ...] = ("ridge",)
@@ -39,31 +32,25 @@ class ProbeParams(Spec):
     permutations: Count = 999
     mlp_permutations: Count = 1
     smallest_class: int = Field(default=5, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    weights: Literal["last", "best"] = "last"
 
 
-class TraceParams(Spec):
+class TraceParams(AskParams):
     """Causal tracing: states of the clean question put into a question about the other person.
 
     Attributes:
-        sets: which sets; empty = all but training and steering.
         items: of each set, the first so many that can be corrupted; 0 = all.
         layers: 0 = what enters the first layer; empty = all.
         smallest_gap: an effect is undefined where the probability of the right option falls by less than this between
             the clean and the corrupt question.
         decode: let every run write its steps before the options are compared; without, the options follow at once,
             and the steps that `cot` writes are no positions.
-        weights: the last, or the best by the steering split.
     """
 
-    sets: tuple[str, ...] = ()
     items: Count = 100
     layers: tuple[Count, ...] = ()
     smallest_gap: float = Field(default=0.05, ge=0, lt=1)
     decode: bool = True
     batch_size: int = Field(default=50, ge=1)
-    weights: Literal["last", "best"] = "last"
 
 
 _HERE = "stepwell.studies.thoughts"

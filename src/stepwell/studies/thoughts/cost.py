@@ -8,6 +8,7 @@ from typing import Any
 from stepwell.devices import Work
 from stepwell.latents.conditions import interventions
 from stepwell.studies.thoughts.params import (
+    AskParams,
     DataParams,
     EvaluateParams,
     InterveneParams,
@@ -49,7 +50,7 @@ def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mappi
     per_column = flop_per_column(model)
     if per_column is None:
         return None
-    tokens = _asked(params, data) * columns(model, data)
+    tokens = sum(sizes(params, data)) * columns(model, data)
     return Work(flop=float(per_column) * tokens, tokens=tokens)
 
 
@@ -60,24 +61,26 @@ def of_interventions(params: InterveneParams, axes: Mapping[str, Any], inputs: M
     per_column = flop_per_column(model)
     if per_column is None:
         return None
-    latents = 0
-    if axes.get("arm") in WITH_LATENTS:
-        latents = model.curriculum.stages * model.curriculum.thoughts_per_step
+    latents = latents_of(model, axes)
     what = interventions(
         latents, families=params.families, scales=params.scales, propagates=params.propagates, counts=params.thoughts
     )
     answer = TEXT_ANSWER if isinstance(model.model, TextModel) else SYMBOL_ANSWER
     each = 2 * columns(model, data) + len(what) * (latents + answer) if latents else 0
-    tokens = _asked(params, data) * each
+    tokens = sum(sizes(params, data)) * each
     return Work(flop=float(per_column) * tokens, tokens=tokens)
 
 
-def _asked(params: EvaluateParams | InterveneParams, data: DataParams) -> int:
-    """Items that are asked."""
+def latents_of(model: ModelParams, axes: Mapping[str, Any]) -> int:
+    """Thoughts of the last stage; 0 for an arm without them."""
+    return model.curriculum.stages * model.curriculum.thoughts_per_step if axes.get("arm") in WITH_LATENTS else 0
+
+
+def sizes(params: AskParams, data: DataParams) -> list[int]:
+    """How many items of each set are asked."""
     made = {"official" if data.valid else "valid": data.n_valid, "test": data.n_test, **data.families}
     made |= {f"{name}-swapped": made.get(name, 0) for name in data.swapped}
-    sizes = [n for name, n in made.items() if n and (not params.sets or name in params.sets)]
-    return sum(min(n, params.items or n) for n in sizes)
+    return [min(n, params.items or n) for name, n in made.items() if n and (not params.sets or name in params.sets)]
 
 
 def columns(model: ModelParams, data: DataParams) -> int:

@@ -15,6 +15,7 @@ from stepwell.audit.data import audit_files
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import of_file
 from stepwell.stage import StageContext
+from stepwell.studies.thoughts.others import asked_about, others_of
 from stepwell.studies.thoughts.params import AuditParams, DataParams
 from stepwell.tasks.prosqa import (
     GraphArrays,
@@ -26,8 +27,6 @@ from stepwell.tasks.prosqa import (
     render,
     write_items,
 )
-
-NOT_REPORTED = ("train", "steer")
 
 
 def make(params: DataParams, ctx: StageContext) -> None:
@@ -77,15 +76,12 @@ def swapped(item: Item) -> Item | None:
     children: dict[int, list[int]] = {}
     for parent, child in item.edges:
         children.setdefault(parent, []).append(child)
-    others = [n for n, name in enumerate(item.idx_to_symbol) if name[:1].isupper() and n != item.root]
-    paths = [path for other in others if (path := _shortest(children, other, item.neg_target))]
-    usable = [path for path in paths if _shortest(children, path[0], item.target) is None]
-    if not usable:
+    paths = [_shortest(children, other, item.neg_target) for other in others_of(item)]
+    if not paths:
         return None
-    path = min(usable, key=len)
+    path = min(paths, key=len)
     names = item.idx_to_symbol
     root, target = names[path[0]], names[item.neg_target]
-    facts, _, question = item.question.rpartition("Is ")
     steps = [
         f"{names[a]} is a {names[b]}." if a == path[0] else f"Every {names[a]} is a {names[b]}."
         for a, b in pairwise(path)
@@ -93,7 +89,7 @@ def swapped(item: Item) -> Item | None:
     return replace(
         item,
         id=f"{item.id}-swapped",
-        question=f"{facts}Is {root}{question.removeprefix(names[item.root])}",
+        question=asked_about(item, path[0]),
         answer=f"{root} is a {target}.",
         steps=tuple(steps),
         root=path[0],
@@ -102,7 +98,8 @@ def swapped(item: Item) -> Item | None:
     )
 
 
-def _shortest(children: dict[int, list[int]], start: int, goal: int) -> list[int] | None:
+def _shortest(children: dict[int, list[int]], start: int, goal: int) -> list[int]:
+    """The nodes from start to goal, which lies below it."""
     paths, seen = [[start]], {start}
     for path in paths:
         if path[-1] == goal:
@@ -110,7 +107,7 @@ def _shortest(children: dict[int, list[int]], start: int, goal: int) -> list[int
         fresh = [child for child in children.get(path[-1], ()) if child not in seen]
         seen.update(fresh)
         paths.extend([*path, child] for child in fresh)
-    return None
+    raise AssertionError(f"no path from {start} to {goal}")
 
 
 def arrays_of(graphs: GraphArrays) -> dict[str, np.ndarray]:

@@ -6,24 +6,19 @@ import math
 from typing import Any
 
 from stepwell.evaluate import score
-from stepwell.latents.thoughts import WITH_CURRICULUM, WITH_LATENTS, Arm, Thoughts
+from stepwell.latents.thoughts import WITH_LATENTS, Thoughts
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.params import EvaluateParams
-from stepwell.studies.thoughts.sets import chosen_sets
-from stepwell.studies.thoughts.training import final_stage, model_params, reloaded
+from stepwell.studies.thoughts.sets import trained_arm
 from stepwell.tasks.prosqa.reading import Reader
 
 
 def evaluate(params: EvaluateParams, ctx: StageContext) -> None:
     """Ask the trained arm every set, with the thoughts that it was trained with."""
-    arm: Arm = ctx.job.axes["arm"]
-    model, (trained,), (data,) = model_params(ctx), ctx.inputs["train"], ctx.inputs["data"]
-    built = reloaded(model, arm, trained.folder / f"{params.weights}.safetensors", ctx)
-    stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
-    names = chosen_sets(params.sets, data)
-    for done, name in enumerate(names):
-        _ask(params, ctx, built.thoughts, built.reader(data.folder, name), name, stage)
-        ctx.progress(done + 1, len(names), set=name)
+    arm = trained_arm(params, ctx)
+    for done, (name, reader) in enumerate(arm.readers()):
+        _ask(params, ctx, arm.built.thoughts, reader, name, arm.stage)
+        ctx.progress(done + 1, len(arm.names), set=name)
         ctx.stop_if_asked()
 
 

@@ -14,12 +14,11 @@ from torch.nn import functional as F
 from stepwell.evaluate import Intervened, asked, collect, intervened
 from stepwell.latents.conditions import interventions
 from stepwell.latents.interventions import material
-from stepwell.latents.thoughts import WITH_LATENTS, Arm, Thoughts
+from stepwell.latents.thoughts import WITH_LATENTS, Thoughts
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.evaluation import rounded
 from stepwell.studies.thoughts.params import InterveneParams
-from stepwell.studies.thoughts.sets import chosen_sets
-from stepwell.studies.thoughts.training import final_stage, model_params, reloaded
+from stepwell.studies.thoughts.sets import trained_arm
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 
 NEAREST = 5
@@ -27,15 +26,11 @@ NEAREST = 5
 
 def intervene(params: InterveneParams, ctx: StageContext) -> None:
     """Ask the trained arm under every intervention. An arm without latents has no thoughts, and writes no record."""
-    arm: Arm = ctx.job.axes["arm"]
-    if arm not in WITH_LATENTS:
+    if ctx.job.axes["arm"] not in WITH_LATENTS:
         return
-    model, (trained,), (data,) = model_params(ctx), ctx.inputs["train"], ctx.inputs["data"]
-    built = reloaded(model, arm, trained.folder / f"{params.weights}.safetensors", ctx)
-    stage = final_stage(trained.records("trained"))
-    names = chosen_sets(params.sets, data)
-    for done, name in enumerate(names):
-        _set(params, ctx, built.thoughts, built.reader(data.folder, name), name, stage, (done, len(names)))
+    arm = trained_arm(params, ctx)
+    for done, (name, reader) in enumerate(arm.readers()):
+        _set(params, ctx, arm.built.thoughts, reader, name, arm.stage, (done, len(arm.names)))
 
 
 @torch.no_grad()

@@ -137,8 +137,8 @@ class TrainParams(Recipe):
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
 
 
-class EvaluateParams(Spec):
-    """One record an item, with the thoughts that the arm was trained with.
+class AskParams(Spec):
+    """What every stage that asks a trained arm about sets of items lets its plan choose.
 
     Attributes:
         sets: which sets; empty = all but training and steering.
@@ -152,11 +152,14 @@ class EvaluateParams(Spec):
     weights: Literal["last", "best"] = "last"
 
 
-class InterveneParams(Spec):
+class EvaluateParams(AskParams):
+    """One record an item, with the thoughts that the arm was trained with."""
+
+
+class InterveneParams(AskParams):
     """One record an item and intervention (`stepwell.latents.interventions`), the clean one among them.
 
     Attributes:
-        sets: which sets; empty = all but training and steering.
         families: what is done to the thoughts.
         scales: of noise, in units of the standard deviation of the thoughts at its position.
         propagates: noise while the chain is computed, so that later thoughts hear of it (true), afterwards, so that
@@ -165,20 +168,14 @@ class InterveneParams(Spec):
         decode: also let the model write its answer; without, only the two options are compared, right after the
             thoughts, which is much cheaper for a model that writes long ones.
         browse: for how many items of each set the tokens nearest to each thought are recorded.
-        items: of each set, the first so many; 0 = all.
-        weights: the last, or the best by the steering split.
     """
 
-    sets: tuple[str, ...] = ()
     families: tuple[Family, ...] = FAMILIES
     scales: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
     propagates: tuple[bool, ...] = (True, False)
     thoughts: tuple[Count, ...] = (0, 2, 3, 4, 5, 6, 7, 8)
     decode: bool = True
     browse: Count = 100
-    items: Count = 0
-    batch_size: int = Field(default=64, ge=1)
-    weights: Literal["last", "best"] = "last"
 
 
 _HERE = "stepwell.studies.thoughts"

@@ -13,11 +13,10 @@ import torch
 from stepwell.analysis.features import MISALIGNED, Features, Labels, columns_of, gathered, rows_of, witnesses
 from stepwell.analysis.probing import SCORING_FOLDS, Fold, Probed, make_folds, probed
 from stepwell.evaluate import asked
-from stepwell.latents.thoughts import WITH_CURRICULUM, Arm, Batch, Thoughts
+from stepwell.latents.thoughts import Batch, Thoughts
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.analysis_params import ProbeParams
-from stepwell.studies.thoughts.sets import chosen_sets
-from stepwell.studies.thoughts.training import final_stage, model_params, reloaded
+from stepwell.studies.thoughts.sets import trained_arm
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 from stepwell.tasks.prosqa.text import read_fact
 
@@ -111,16 +110,13 @@ def labels(
 
 def probe(params: ProbeParams, ctx: StageContext) -> None:
     """Probe one trained arm on every set; one record a cell, p-values adjusted over all cells of the job."""
-    arm: Arm = ctx.job.axes["arm"]
-    (trained,), (data,) = ctx.inputs["train"], ctx.inputs["data"]
-    built = reloaded(model_params(ctx), arm, trained.folder / f"{params.weights}.safetensors", ctx)
-    stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
+    arm = trained_arm(params, ctx)
+    model = arm.built.thoughts
+    asking = {"stage": arm.stage, "seed": ctx.seed, "batch_size": params.batch_size, "items": params.items}
     found: list[tuple[dict[str, Any], Probed]] = []
-    for name in chosen_sets(params.sets, data):
-        reader = built.reader(data.folder, name)
-        asking = {"stage": stage, "seed": ctx.seed, "batch_size": params.batch_size, "items": params.items}
-        features, positions = gather(built.thoughts, reader, **asking)
-        found += _set(params, ctx, name, features, positions, labels(built.thoughts, reader, **asking))
+    for name, reader in arm.readers():
+        features, positions = gather(model, reader, **asking)
+        found += _set(params, ctx, name, features, positions, labels(model, reader, **asking))
     _write(ctx, found)
 
 

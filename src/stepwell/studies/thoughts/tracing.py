@@ -12,37 +12,15 @@ import torch
 from torch import Tensor
 
 from stepwell.analysis.tracing import Place, Tracer, effect
-from stepwell.latents.thoughts import WITH_CURRICULUM, Arm
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.analysis_params import TraceParams
 from stepwell.studies.thoughts.build import Built
 from stepwell.studies.thoughts.data import load_graphs
+from stepwell.studies.thoughts.others import asked_about, others, others_of
 from stepwell.studies.thoughts.params import SymbolModel
-from stepwell.studies.thoughts.sets import chosen_sets
-from stepwell.studies.thoughts.training import final_stage, model_params, reloaded
+from stepwell.studies.thoughts.sets import TrainedArm, trained_arm
 from stepwell.tasks.prosqa import load_items
 from stepwell.tasks.prosqa.reading import Reader
-from stepwell.tasks.prosqa.words import is_person
-
-
-def other_person(
-    edges: Sequence[tuple[int, int]], persons: Sequence[int], root: int, target: int, neg_target: int
-) -> int | None:
-    """The first other person who is an ancestor of the wrong option and not of the right one, or None."""
-    parents: dict[int, list[int]] = {}
-    for parent, child in edges:
-        parents.setdefault(child, []).append(parent)
-
-    def ancestors(node: int) -> set[int]:
-        found, left = {node}, [node]
-        while left:
-            fresh = [p for p in parents.get(left.pop(), ()) if p not in found]
-            found.update(fresh)
-            left.extend(fresh)
-        return found
-
-    fits = ancestors(neg_target) - ancestors(target)
-    return next((person for person in sorted(persons) if person != root and person in fits), None)
 
 
 def both_readers(built: Built, data: Path, name: str) -> tuple[Reader, Reader, list[int]]:
@@ -51,24 +29,20 @@ def both_readers(built: Built, data: Path, name: str) -> tuple[Reader, Reader, l
         clean = built.reader(data, name)
         graphs = load_graphs(data, name)
         roots = [
-            other_person(
+            others(
                 [(a, b) for a, b in graphs.edges[row].tolist() if a >= 0], np.flatnonzero(graphs.persons[row]).tolist(),
                 int(graphs.root[row]), int(graphs.target[row]), int(graphs.neg_target[row]),
             )
             for row in range(len(graphs))
         ]  # fmt: skip
-        swapped = np.array([old if new is None else new for old, new in zip(graphs.root, roots, strict=True)], np.int16)
+        swapped = np.array([new[0] if new else old for old, new in zip(graphs.root, roots, strict=True)], np.int16)
         corrupt = built.symbols(replace(graphs, root=swapped))
-        return clean, corrupt, [row for row, new in enumerate(roots) if new is not None]
+        return clean, corrupt, [row for row, new in enumerate(roots) if new]
     items = load_items(data / f"{name}.json")
     clean, changed, rows = built.text(items), [], []
     for row, item in enumerate(items):
-        names = item.idx_to_symbol
-        persons = [node for node, symbol in enumerate(names) if is_person(symbol)]
-        other = other_person(item.edges, persons, item.root, item.target, item.neg_target)
-        if other is not None:
-            facts, _, query = item.question.rpartition("Is ")
-            item = replace(item, question=f"{facts}Is {names[other]}{query.removeprefix(names[item.root])}", root=other)
+        if fit := others_of(item):
+            item = replace(item, question=asked_about(item, fit[0]), root=fit[0])
             rows.append(row)
         changed.append(item)
     corrupt = built.text(changed)
@@ -78,33 +52,28 @@ def both_readers(built: Built, data: Path, name: str) -> tuple[Reader, Reader, l
 
 def trace(params: TraceParams, ctx: StageContext) -> None:
     """Trace one trained arm: one record an item, layer and position, and one an item."""
-    arm: Arm = ctx.job.axes["arm"]
-    (trained,), (data,) = ctx.inputs["train"], ctx.inputs["data"]
-    built = reloaded(model_params(ctx), arm, trained.folder / f"{params.weights}.safetensors", ctx)
-    stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
-    for name in chosen_sets(params.sets, data):
-        clean, corrupt, usable = both_readers(built, data.folder, name)
+    arm = trained_arm(params, ctx)
+    for name in arm.names:
+        clean, corrupt, usable = both_readers(arm.built, arm.data, name)
         rows = usable[: params.items] if params.items else usable
         ctx.write("trace-set", set=name, n=len(rows), of=len(clean), left_out=len(clean) - len(usable))
         steps = max((clean.identity(row)[1] for row in rows), default=0)
         for start in range(0, len(rows), params.batch_size):
             some = torch.tensor(rows[start : start + params.batch_size])
-            _batch(params, ctx, built, (clean, corrupt), some, stage, name, steps)
+            _batch(params, ctx, arm, (clean, corrupt), some, name, steps)
             ctx.progress(start + len(some), len(rows), set=name)
             ctx.stop_if_asked()
 
 
 def _batch(
-    params: TraceParams, ctx: StageContext, built: Built, readers: tuple[Reader, Reader], rows: Tensor, stage: int,
-    name: str, steps: int,
+    params: TraceParams, ctx: StageContext, arm: TrainedArm, readers: tuple[Reader, Reader], rows: Tensor, name: str,
+    steps: int,
 ) -> None:  # fmt: skip
+    model, seed = arm.built.thoughts, ctx.seed + int(rows[0])
     clean, corrupt = (
-        reader.ask(rows, built.thoughts.arm, stage, torch.Generator().manual_seed(ctx.seed + int(rows[0]))).to(
-            ctx.device
-        )
-        for reader in readers
+        reader.ask(rows, model.arm, arm.stage, torch.Generator().manual_seed(seed)).to(ctx.device) for reader in readers
     )
-    tracer = Tracer(built.thoughts, readers, clean, corrupt, steps=steps, decode=params.decode)
+    tracer = Tracer(model, readers, clean, corrupt, steps=steps, decode=params.decode)
     ids = [readers[0].identity(row)[0] for row in rows.tolist()]
     before, after = tracer.clean.tolist(), tracer.corrupt.tolist()
     for item, a, b in zip(ids, before, after, strict=True):
