@@ -18,6 +18,9 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "backbone",
+        "chat",
+        "endpoint",
+        "localchat",
         "small",
         "decode",
         "models",
@@ -32,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "spec",
         "errors",
     ),
-    ("latents", "objectives", "tasks"),
+    ("latents", "objectives", "tasks", "similarity"),
     ("train", "fitting", "answering", "evaluate", "analysis", "audit", "monitor", "stage", "track"),
     ("plan", "gate", "store", "kinds", "estimate", "coconut"),
     ("engine", "studies"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicLayer
@@ -46,7 +53,7 @@ from stepwell.shapes import (
     pick_device,
 )
 
-__all__ = ["DTYPES", "Backbone", "Cache", "HFBackbone", "HFCache", "Shape", "convert_gguf"]
+__all__ = ["DTYPES", "Backbone", "Cache", "HFBackbone", "HFCache", "SentenceEncoder", "Shape", "convert_gguf"]
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -196,31 +203,18 @@ class HFBackbone(nn.Module):
         folder = models.locate(name, revision=revision)
         models.check_folder(folder)
         place = pick_device(device)
-        try:
-            with _quiet():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=DTYPES[precision],
-                    attn_implementation=attention,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    output_loading_info=True,
-                )
-                tokenizer = _load_tokenizer(folder)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise StepwellError(
-                f"the model cannot be loaded: {reason[0]}",
-                "check that the folder is complete, or pull it again",
-                path=folder,
-            ) from error
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):
-            raise StepwellError(
-                f"the weights lack {len(missing)} tensors, first {missing[0]}",
-                "they are of another model than config.json describes: fetch both from the same source",
-                path=folder,
+        with _readable(folder), _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[precision],
+                attn_implementation=attention,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
+            tokenizer = _load_tokenizer(folder)
+        model, found = loaded
+        _refuse_gaps(found["missing_keys"], folder)
         backbone = cls(model.to(place), tokenizer, gradient_checkpointing=gradient_checkpointing).eval()
         backbone._check_tokenizer(folder)
         backbone.verify()
@@ -478,6 +472,92 @@ class HFBackbone(nn.Module):
                     f"position {last} is asked for, but the model knows {self.max_positions} positions",
                     "shorten the input, or choose a model with a longer context",
                 )
+
+
+class SentenceEncoder:
+    """A model without a head, that makes one vector of a text; build one with `load`.
+
+    Attributes:
+        most_tokens: of a text that are read, special ones among them; None = as many as it has.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        most = [getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length]
+        # A tokenizer without a length of its own says 1e30.
+        self.most_tokens: int | None = min((n for n in most if n is not None and n < 10**9), default=None)
+
+    @classmethod
+    def load(cls, name: str | Path, *, device: str = "auto") -> SentenceEncoder:
+        """An encoder in fp32, by folder, pulled name or hub id; in evaluation mode.
+
+        Raises:
+            StepwellError: as `HFBackbone.load`; no tokenizer; an encoder-decoder; an encoder whose folder says that
+                its vectors are pooled otherwise than by the mean.
+        """
+        folder = models.locate(name)
+        models.check_folder(folder)
+        place = pick_device(device)
+        with _readable(folder), _quiet():
+            loaded: Any = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+            tokenizer = _load_tokenizer(folder)
+        model, found = loaded
+        # A pooler comes after the hidden states: many encoders are published without its weights.
+        _refuse_gaps([key for key in found["missing_keys"] if not key.startswith("pooler.")], folder)
+        if tokenizer is None or model.config.is_encoder_decoder:
+            lack = "there is no tokenizer" if tokenizer is None else f"{type(model).__name__} also has a decoder"
+            raise StepwellError(lack, "name a sentence encoder with its tokenizer", path=folder)
+        pooling = folder / "1_Pooling" / "config.json"
+        if pooling.is_file() and not json.loads(pooling.read_text(encoding="utf-8")).get("pooling_mode_mean_tokens"):
+            raise StepwellError(
+                "its sentence vectors are not means over tokens", "name an encoder with mean pooling", path=pooling
+            )
+        return cls(model.to(place).eval(), tokenizer)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, list[bool]]:
+        """Vectors (B, D) of length 1 on the CPU, means of the last hidden states over a text's tokens.
+
+        Returns:
+            The vectors, and for each text whether all of it was read.
+        """
+        whole = [len(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
+        rows = self.tokenizer(list(texts), truncation=self.most_tokens is not None, max_length=self.most_tokens)
+        rows = [ids or [0] for ids in rows["input_ids"]]
+        # Padding by the tokenizer's own token, by which some models tell where positions begin.
+        filler, columns = self.tokenizer.pad_token_id or 0, max(map(len, rows), default=0)
+        ids = torch.tensor([row + [filler] * (columns - len(row)) for row in rows], device=self.model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (columns - len(row)) for row in rows], device=self.model.device)
+        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+        mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        vectors = nn.functional.normalize(mean.double(), dim=-1).cpu()
+        return vectors, [n <= (self.most_tokens or n) for n in whole]
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """What transformers raises about a folder, as one error that names it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise StepwellError(
+            f"the model cannot be loaded: {reason[0]}",
+            "check that the folder is complete, or pull it again",
+            path=folder,
+        ) from error
+
+
+def _refuse_gaps(missing: Iterable[str], folder: Path) -> None:
+    if names := sorted(missing):
+        raise StepwellError(
+            f"the weights lack {len(names)} tensors, first {names[0]}",
+            "they are of another model than config.json describes: fetch both from the same source",
+            path=folder,
+        )
 
 
 def _unsupported(model: PreTrainedModel, why: str) -> StepwellError:

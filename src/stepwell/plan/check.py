@@ -95,7 +95,8 @@ def _cycles(plan: Plan) -> Iterator[Problem]:
         at = [stage.name for stage in plan.stages].index(found[0])
         yield Problem(("stages", at, "needs"), f"cycle: {' needs '.join(found)}")
         return
-    problems = [problem for index, gate in enumerate(plan.gates) for problem in _selectors(plan, gate, index)]
+    problems = [problem for index, gate in enumerate(plan.gates) for problem in _gate_axes(plan, gate, index)]
+    problems += [problem for index, gate in enumerate(plan.gates) for problem in _selectors(plan, gate, index)]
     yield from problems
     if problems:
         return
@@ -107,6 +108,15 @@ def _cycles(plan: Plan) -> Iterator[Problem]:
             path = " waits for ".join(job.partition(".")[0] for job in found)
             yield Problem(("gates", index, "before"), f"cycle through a gate: {path}")
             return
+
+
+def _gate_axes(plan: Plan, gate: GateSpec, index: int) -> Iterator[Problem]:
+    for axis, given in gate.each.items():
+        at: Keys = ("gates", index, "each", axis)
+        if isinstance(given, str) and given not in plan.axes:
+            yield Problem(at, f"{unknown('axis', given, plan.axes)} (a value is written as a list: [{given}])")
+        elif not (plan.axes[given] if isinstance(given, str) else given):
+            yield Problem(at, "an axis without values makes no gate")
 
 
 def _selectors(plan: Plan, gate: GateSpec, index: int) -> Iterator[Problem]:

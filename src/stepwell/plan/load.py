@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from stepwell.errors import StepwellError
 from stepwell.plan.check import checked, params_of
+from stepwell.plan.expand import expanded
 from stepwell.plan.models import Plan
 from stepwell.plan.override import apply
 from stepwell.plan.problems import Problem, coerced, from_pydantic, listed, near, raise_for
@@ -134,4 +135,5 @@ def _validated(source: Source) -> Plan:
     assert plan is not None
     checked(plan, source)
     stages = (stage.model_copy(update={"params": params_of(stage).model_dump(mode="json")}) for stage in plan.stages)
-    return plan.model_copy(update={"stages": tuple(stages)})
+    # Checked as it is written, for the places of faults, and as it will be asked.
+    return checked(expanded(plan.model_copy(update={"stages": tuple(stages)})))

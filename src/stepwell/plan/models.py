@@ -134,11 +134,19 @@ class GateSpec(Spec):
         bands: instead of a threshold, stretches that route; then there is exactly one criterion.
         routes: where each decision leads: `next`, `stop`, or the `on` label of a stage or of a gate further down.
         on: the gate is asked only when a gate before it routes to this label; otherwise nothing waits for it.
+        each: axis -> values, or the name of an axis of the plan: one gate for each point, about the jobs and records
+            at that point; its routes lead no other jobs.
+        ladder: one of these axes, whose values are taken in order: jobs at later values wait for the gates at earlier
+            ones.
+        at: the point of a gate that was made from one with `each`.
     """
 
     name: Name
     asks: str
     on: str | None = None
+    each: dict[Name, str | tuple[Scalar, ...]] = Field(default_factory=dict)
+    ladder: str | None = None
+    at: dict[Name, Scalar] = Field(default_factory=dict)
     after: tuple[Selector, ...] = Field(min_length=1)
     before: tuple[Selector, ...] = ()
     combine: Literal["all", "any"] = "all"
@@ -156,6 +164,12 @@ class GateSpec(Spec):
                 "routes": {"go": "next", "no-go": "stop", "inconclusive": "next"} | value.get("routes", {}),
             }
         return value
+
+    @model_validator(mode="after")
+    def _ladder_is_an_axis(self) -> Self:
+        if self.ladder is not None and self.ladder not in self.each:
+            raise ValueError(f"`ladder` names an axis of `each`, found `{self.ladder}`")
+        return self
 
     @model_validator(mode="after")
     def _bands_apart(self) -> Self:

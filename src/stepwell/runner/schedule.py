@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from stepwell.plan import GateSpec, Job, Plan, held_by, select
+from stepwell.plan.order import agree
+from stepwell.spec import Scalar
 
 JobState = Literal["waiting", "running", "done", "failed", "stopped", "skipped", "blocked"]
 LOST = ("failed", "stopped", "blocked")
@@ -42,7 +44,7 @@ class Schedule:
             for gate in self.plan.gates
             if gate.name not in self.routes
             and gate.name not in self.unreached
-            and (gate.on is None or gate.on in self.routes.values())
+            and (gate.on is None or gate.on in self._taken(gate.at))
             and all(self.state[job] == "done" for job in self._after[gate.name])
         ]
 
@@ -68,7 +70,7 @@ class Schedule:
         for gate in self.plan.gates:
             if gate.name in self.routes or gate.name in self.unreached:
                 continue
-            if gate.on is not None and gate.on not in self.routes.values() and self._routers_done(gate.on):
+            if gate.on is not None and gate.on not in self._taken(gate.at) and self._routers_done(gate.on, gate.at):
                 self.routes[gate.name] = "next"  # it is not asked, so nothing waits for it
                 continue
             for job in self._after[gate.name]:
@@ -77,19 +79,23 @@ class Schedule:
                     self.unreached[gate.name] = (state, f"gate {gate.name} needs {job}, which {_fate(self.state[job])}")
                     break
 
-    def _routers(self, label: str) -> list[str]:
-        return [gate.name for gate in self.plan.gates if label in gate.routes_to()]
+    def _taken(self, at: Mapping[str, Scalar]) -> set[str]:
+        """The routes that gates have taken for a point: a gate at another point leads nothing here."""
+        return {self.routes[g.name] for g in self.plan.gates if g.name in self.routes and agree(g.at, at)}
 
-    def _routers_done(self, label: str) -> bool:
+    def _routers(self, label: str, at: Mapping[str, Scalar]) -> list[str]:
+        return [gate.name for gate in self.plan.gates if label in gate.routes_to() and agree(gate.at, at)]
+
+    def _routers_done(self, label: str, at: Mapping[str, Scalar]) -> bool:
         """Whether every gate that could route to a label has gone elsewhere, or will never decide."""
-        return all(gate in self.routes or gate in self.unreached for gate in self._routers(label))
+        return all(gate in self.routes or gate in self.unreached for gate in self._routers(label, at))
 
     def _may_run(self, job: Job) -> bool:
         label = self._label[job.id]
         return (
             all(self.state[need] == "done" for need in job.needs)
             and all(gate in self.routes for gate in self._held[job.id])
-            and (label is None or label in self.routes.values())
+            and (label is None or label in self._taken(job.axes))
         )
 
     def _barred(self, job: Job) -> tuple[JobState, str] | None:
@@ -107,8 +113,8 @@ class Schedule:
                 yield self.unreached[gate]
             elif self.routes.get(gate, "next") not in ("next", label):
                 yield "skipped", f"gate {gate} routed to `{self.routes[gate]}`"
-        if label is not None and label not in self.routes.values() and self._routers_done(label):
-            lost = [self.unreached[gate] for gate in self._routers(label) if gate in self.unreached]
+        if label is not None and label not in self._taken(job.axes) and self._routers_done(label, job.axes):
+            lost = [self.unreached[gate] for gate in self._routers(label, job.axes) if gate in self.unreached]
             yield next((why for why in lost if why[0] == "blocked"), ("skipped", f"no gate routed to `{label}`"))
 
 

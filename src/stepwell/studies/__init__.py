@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from stepwell.studies.imprint import kinds as _imprint
 from stepwell.studies.thoughts import analysis_params as _analyses
 from stepwell.studies.thoughts import params as _thoughts
 
 __all__ = ["KINDS"]
 
-KINDS = (*_thoughts.KINDS, *_analyses.KINDS)
+KINDS = (*_thoughts.KINDS, *_analyses.KINDS, *_imprint.KINDS)
 """The kinds of stage that ship with Stepwell."""

@@ -1,0 +1,1 @@
+"""The study `imprint`: what do vectors fitted to one example hold?"""

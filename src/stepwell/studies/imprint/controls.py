@@ -1,0 +1,162 @@
+"""The stage `imprint.controls`: vectors that should hold nothing, and what fitted ones do to other questions.
+
+A c may be found that writes anything at all, or that ruins the model: so each pair is read from a random c of the same
+mean and deviation and from another pair's c; and other questions are asked with a c before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stepwell.decode import greedy
+from stepwell.fitting.measuring import frozen, measure
+from stepwell.fitting.noise import normal, seed_of
+from stepwell.latents.prompt import Problem, problem_of
+from stepwell.stage import StageContext
+from stepwell.studies.imprint.fits import best_vectors, fitted
+from stepwell.studies.imprint.models import loaded
+from stepwell.studies.imprint.pairs import examples, scorer
+from stepwell.studies.imprint.params import ControlParams
+from stepwell.tasks.base import QA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A question that is asked with something before it.
+
+    Attributes:
+        pair: whose c stands before the question; None without one.
+        condition: `without`, `own` (a fitted c) or `random`.
+        embeds: (T, D) of c and the question.
+    """
+
+    item: QA
+    pair: str | None
+    condition: str
+    embeds: Tensor
+
+
+def controls(params: ControlParams, ctx: StageContext) -> None:
+    """Write one record a pair, mode and control, and one a question asked and condition."""
+    backbone, modes = loaded(ctx)
+    every = examples(ctx)
+    found = fitted(ctx, backbone)
+    known = {record.id for record in found.records}
+    items = [item for item in every if item.id in known]
+    items = items[: params.items] if params.items else items
+    vectors = best_vectors(found, items)
+    random = {name: matched(c, seed_of(ctx.seed, name, 0)) for name, c in vectors.items()}
+    usable = [item for item in items if item.id in vectors]
+    for item in items:
+        if item.id not in vectors:
+            for mode in item.targets():
+                ctx.write("control", id=item.id, mode=mode, control="own", donor=None, nats=None, exact=False, held=0)
+    _controls(ctx, backbone, modes, usable, vectors, random)
+    ctx.stop_if_asked()
+    rows = list(_rows(params, backbone, every, usable, vectors, random))
+    score, done = scorer(ctx), 0
+    for start in range(0, len(rows), params.batch_size):
+        part = rows[start : start + params.batch_size]
+        for row, (nats, text) in zip(part, answered(backbone, part, params.limit), strict=True):
+            ctx.write(
+                "capability", id=row.item.id, pair=row.pair, condition=row.condition, nats=nats, written=text,
+                correct=score(row.item, text).exact,
+            )  # fmt: skip
+        done += len(part)
+        ctx.progress(done, len(rows))
+
+
+def matched(vectors: Tensor, seed: int) -> Tensor:
+    """Normal vectors (K, D) with the mean and the deviation of given ones."""
+    drawn = normal(torch.tensor([seed]), 0, tuple(vectors.shape))[0].to(vectors)
+    return vectors.mean() + vectors.std() * drawn
+
+
+def _controls(
+    ctx: StageContext, backbone: Any, modes: Mapping[str, Tensor], items: Sequence[QA], vectors: Mapping[str, Tensor],
+    random: Mapping[str, Tensor],
+) -> None:  # fmt: skip
+    names = [item.id for item in items]
+    # The neighbour's, in a ring: no pair gets its own unless it is the only one.
+    donors = dict(zip(names, names[1:] + names[:1], strict=True)) if len(names) > 1 else {}
+    asked: list[tuple[Problem, str, str | None, Tensor]] = []
+    for item in items:
+        problem = problem_of(backbone, item.id, item.targets())
+        asked += [(problem, "own", None, vectors[item.id]), (problem, "random", None, random[item.id])]
+        if item.id in donors:
+            asked.append((problem, "shuffled", donors[item.id], vectors[donors[item.id]]))
+    numbers = measure(backbone, [each[0] for each in asked], [each[3] for each in asked], modes=dict(modes))
+    for (problem, control, donor, _), one in zip(asked, numbers, strict=True):
+        for mode in one.nats:
+            ctx.write(
+                "control", id=problem.id, mode=mode, control=control, donor=donor, nats=one.nats[mode],
+                exact=one.exact[mode], held=one.held[mode],
+            )  # fmt: skip
+
+
+def _rows(
+    params: ControlParams, backbone: Any, every: Sequence[QA], items: Sequence[QA], vectors: Mapping[str, Tensor],
+    random: Mapping[str, Tensor],
+) -> Iterator[Row]:  # fmt: skip
+    """Each question that is asked: once without a c, and after the c of each pair it goes with."""
+    asked: dict[str, Tensor] = {}
+    for place, item in enumerate(items):
+        at = next(i for i, other in enumerate(every) if other.id == item.id)
+        others = [other for other in [*every[at + 1 :], *every[:at]] if other.question and other.answer]
+        for other in others[: params.questions]:
+            if other.id not in asked:
+                asked[other.id] = _embedded(backbone, params.prompt, other)
+                yield Row(item=other, pair=None, condition="without", embeds=asked[other.id])
+            for condition, c in (("own", vectors[item.id]), ("random", random[item.id])):
+                embeds = torch.cat((c.to(asked[other.id]), asked[other.id]))
+                yield Row(item=other, pair=items[place].id, condition=condition, embeds=embeds)
+
+
+@torch.no_grad()
+def _embedded(backbone: Any, prompt: str, item: QA) -> Tensor:
+    context = f"{item.context}\n" if item.context else ""
+    text = prompt.replace("{context}", context).replace("{question}", item.question)
+    ids = backbone.tokenizer.encode(text, add_special_tokens=False)
+    return backbone.embed(torch.tensor([ids], device=next(backbone.parameters()).device))[0]
+
+
+@torch.no_grad()
+def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float, str]]:
+    """Of each row: nats a token of the gold answer (after a space), and the first line that is written instead."""
+    golds = [backbone.tokenizer.encode(f" {row.item.answer}", add_special_tokens=False) for row in rows]
+    longest = max(len(row.embeds) for row in rows)
+    device = rows[0].embeds.device
+    padded = torch.stack([F.pad(row.embeds, (0, 0, longest - len(row.embeds), 0)) for row in rows])
+    lengths = torch.tensor([len(row.embeds) for row in rows], device=device)
+    mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with frozen(backbone):
+        cache = backbone.new_cache()
+        hidden = backbone(padded, positions=positions, mask=mask, cache=cache, skip=longest - 1)[:, -1]
+        eos = backbone.tokenizer.eos_token_id
+        written = greedy(backbone, hidden, cache=cache, mask=mask, positions=lengths, stop=(eos,), limit=limit)
+        nats = _gold_nats(backbone, hidden, cache.clone(), mask, lengths, golds)
+    texts = [backbone.tokenizer.decode(decoded.ids).strip().partition("\n")[0] for decoded in written]
+    return list(zip(nats, texts, strict=True))
+
+
+def _gold_nats(
+    backbone: Any, hidden: Tensor, cache: Any, mask: Tensor, lengths: Tensor, golds: Sequence[Sequence[int]]
+) -> list[float]:
+    longest = max(map(len, golds))
+    ids = torch.tensor([[*gold, *[0] * (longest - len(gold))] for gold in golds], device=hidden.device)
+    counts = torch.tensor([len(gold) for gold in golds], device=hidden.device)
+    real = torch.arange(longest, device=hidden.device) < counts[:, None]
+    positions = (lengths[:, None] + torch.arange(longest, device=hidden.device)).where(real, 0)
+    states = backbone(backbone.embed(ids), positions=positions, mask=torch.cat((mask, real), 1), cache=cache)
+    # The state before a token predicts it: the question's last for the first.
+    states = torch.cat((hidden[:, None], states[:, :-1]), 1)
+    loss = F.cross_entropy(backbone.logits(states[real]).float(), ids[real], reduction="none")
+    total = loss.new_zeros(len(golds)).index_add_(0, real.nonzero()[:, 0], loss)
+    return (total / counts).tolist()

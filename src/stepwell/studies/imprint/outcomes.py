@@ -1,0 +1,145 @@
+"""What came of a fit, as records: restarts, targets, pairs, curves, and what is suspicious about all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepwell.analysis.curves import conflict, conflicts, curve_health, is_zero, leak_check
+from stepwell.fitting.result import Fitted, Record
+from stepwell.stage import StageContext
+from stepwell.studies.imprint.params import FitParams
+from stepwell.tasks.base import QA
+
+if TYPE_CHECKING:
+    from stepwell.studies.imprint.fits import Asked
+
+POINTS = 60
+"""Of a curve, in its record."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One problem of a pair: its modes, its restarts, and the best of them (the first, where none came to an end)."""
+
+    problem: str
+    modes: Sequence[str]
+    restarts: Sequence[Record]
+    best: Record
+    fault: str | None
+
+    @property
+    def detail(self) -> str | None:
+        """Why it could not be fitted, if it could not."""
+        return self.fault or self.best.detail
+
+
+def write_outcomes(params: FitParams, ctx: StageContext, asked: Asked, found: Fitted) -> None:
+    """Every record of a fit; a pair that failed has its records too, so that no denominator shrinks."""
+    zeros, against = [], []
+    for item in asked.items:
+        parts = list(_parts(params, asked, found, item))
+        for part in parts:
+            for mode in part.modes:
+                zeros.append(_target(ctx, asked, item.id, mode, part))
+        against.append(_pair(ctx, item.id, parts))
+    leak = leak_check([zero for zero in zeros if zero is not None], limit=params.most_zero)
+    share = leak.share
+    ctx.write(
+        "leak", n=share.n, zero=sum(bool(zero) for zero in zeros), share=share.value, low=share.low, high=share.high,
+        alarm=leak.alarm, fine=not leak.alarm,
+    )  # fmt: skip
+    if params.together:
+        pulled = conflicts(against)
+        mean = pulled.correlation
+        ctx.write(
+            "conflict", n=mean.n, mean=mean.value, low=mean.low, high=mean.high, undefined=pulled.undefined,
+            alarm=pulled.alarm, fine=not pulled.alarm,
+        )  # fmt: skip
+
+
+def _parts(params: FitParams, asked: Asked, found: Fitted, item: QA) -> Iterator[Part]:
+    modes = list(item.targets())
+    for name, some in {item.id: modes}.items() if params.together else [(f"{item.id}/{m}", [m]) for m in modes]:
+        restarts = found.of(name)
+        ended = any(record.nats is not None for record in restarts)
+        best = found.best(name) if ended else restarts[0]
+        yield Part(problem=name, modes=some, restarts=restarts, best=best, fault=asked.faults.get(name))
+
+
+def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> bool | None:
+    """The records of one mode; whether its loss went to zero, None where there is no loss."""
+    for record in part.restarts:
+        curve = [nats for _, nats in (record.curve or {}).get(mode, ())]
+        health = curve_health(curve) if curve else None
+        nats = (record.nats or {}).get(mode)
+        ctx.write(
+            "restart", id=id, mode=mode, restart=record.restart, seed=record.seed, end=record.end,
+            detail=part.fault or record.detail, steps=record.steps, nats=nats, exact=_of(record.exact, mode),
+            held=_of(record.held, mode), tokens=_of(record.tokens, mode), lead=_of(record.lead, mode),
+            converged=_converged(asked, part, mode, nats), zero=_zero(nats),
+            health=health and health.shape, health_why="not fitted" if health is None else health.why,
+        )  # fmt: skip
+    best, base = part.best, asked.baselines.get((id, mode), {})
+    nats = (best.nats or {}).get(mode)
+    points = thinned((best.curve or {}).get(mode, ()))
+    if points:
+        ctx.write(
+            "curve", id=id, mode=mode, restart=best.restart, steps=[step for step, _ in points],
+            nats=[value for _, value in points],
+        )  # fmt: skip
+    health = curve_health([value for _, value in (best.curve or {}).get(mode, ())])
+    against = base.get("full_context") if base.get("full_context") is not None else base.get("text_prompt")
+    ctx.write(
+        "target", id=id, mode=mode, restart=best.restart, converged=bool(_converged(asked, part, mode, nats)),
+        exact=bool(_of(best.exact, mode)), nats=nats, tokens=_of(best.tokens, mode), held=_of(best.held, mode),
+        steps=best.steps, ratio_to_random=_ratio(nats, base.get("random")), ratio_to_baseline=_ratio(nats, against),
+        zero=_zero(nats), health=health.shape, end=best.end, detail=part.detail,
+    )  # fmt: skip
+    return _zero(nats)
+
+
+def _pair(ctx: StageContext, id: str, parts: Sequence[Part]) -> float | None:
+    """The record of a pair; the correlation of its two modes' losses."""
+    best = parts[0].best
+    together = len(parts) == 1
+    curves = list((best.curve or {}).values())
+    found = None
+    if together and len(curves) == 2:
+        length = min(map(len, curves))
+        first, second = ([nats for _, nats in curve[:length]] for curve in curves)
+        found = conflict(first, second)
+    ctx.write(
+        "pair", id=id, restart=best.restart if together else None,
+        converged=all(bool(part.best.converged) for part in parts), exact=all(part.best.all_exact for part in parts),
+        steps=None if any(part.best.steps is None for part in parts) else sum(part.best.steps or 0 for part in parts),
+        end=best.end if together else None, detail=next((part.detail for part in parts if part.detail), None),
+        gradient_cosine=best.gradient_cosine if together else None, opposed=best.opposed if together else None,
+        conflict=found,
+    )  # fmt: skip
+    return found
+
+
+def _of(values: Mapping[str, Any] | None, mode: str) -> Any:
+    return None if values is None else values.get(mode)
+
+
+def _converged(asked: Asked, part: Part, mode: str, nats: float | None) -> bool | None:
+    bar = asked.bars.get(part.problem, {}).get(mode)
+    return None if nats is None or bar is None else nats < bar
+
+
+def _zero(nats: float | None) -> bool | None:
+    return None if nats is None else is_zero([nats])
+
+
+def _ratio(nats: float | None, base: float | None) -> float | None:
+    return None if nats is None or not base else nats / base
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most `POINTS` of a curve, evenly spaced, the first and the last among them."""
+    if len(points) <= POINTS:
+        return points
+    return [points[round(place * (len(points) - 1) / (POINTS - 1))] for place in range(POINTS)]

@@ -1,0 +1,139 @@
+"""The stage `imprint.check`: what the model writes, greedily, from each fitted c. The loss alone has fooled people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from stepwell.decode import Decoded
+from stepwell.fitting.result import Fitted, decode_from
+from stepwell.similarity import Alike, similarities
+from stepwell.stage import StageContext
+from stepwell.studies.imprint.fits import fit_input, fitted
+from stepwell.studies.imprint.models import loaded
+from stepwell.studies.imprint.pairs import examples, scorer
+from stepwell.studies.imprint.params import CheckParams
+from stepwell.tasks.base import QA, Scorer
+from stepwell.tasks.qa_scores import f1, squad_form
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How a written text compares with what was to be written.
+
+    Attributes:
+        verdict: `pass`, `partial` or `fail`.
+        how: what it passed by: `exact`, `normalised`, `similar`; `overlap` where it is partly right; else `none`.
+        similarity: in [0, 1]; None where it was not asked for or is undefined.
+        why: why it is undefined, or what limits it.
+    """
+
+    verdict: str
+    how: str
+    similarity: float | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What was written for one target: None where there are no vectors."""
+
+    item: QA
+    mode: str
+    text: str | None
+    stopped: bool | None
+    exact: bool
+
+    @property
+    def target(self) -> str:
+        """What was to be written."""
+        return self.item.targets()[self.mode]
+
+
+def check(params: CheckParams, ctx: StageContext) -> None:
+    """Decode every pair in every mode; one record each, a pair without vectors included."""
+    backbone, _ = loaded(ctx)
+    found, score = fitted(ctx, backbone), scorer(ctx)
+    converged = {row["id"]: row["converged"] for row in fit_input(ctx).records("pair")}
+    items = [item for item in examples(ctx) if item.id in converged]
+    said = list(_said(params, backbone, found, items))
+    verdicts = [judged(one, score=score, partial=params.partial) for one in said]
+    for one, verdict in zip(said, _by_similarity(params, ctx, said, verdicts), strict=True):
+        ctx.write(
+            "spot", id=one.item.id, mode=one.mode, target=one.target, written=one.text, stopped=one.stopped,
+            exact_decode=one.exact, verdict=verdict.verdict, how=verdict.how, similarity=verdict.similarity,
+            why=verdict.why, converged=converged[one.item.id], passed=verdict.verdict == "pass",
+        )  # fmt: skip
+
+
+def judged(one: Said, *, score: Scorer, partial: float) -> Verdict:
+    """Exact, the same after normalisation (an answer: by the task's own scorer), partly right, or not."""
+    if one.exact:
+        return Verdict(verdict="pass", how="exact")
+    if one.text is None or not one.text.strip():
+        return Verdict(verdict="fail", how="none")
+    form = squad_form(one.text)
+    same = score(one.item, one.text).exact if one.mode == "answer" else bool(form) and form == squad_form(one.target)
+    if same:
+        return Verdict(verdict="pass", how="normalised")
+    if f1(one.target, one.text) >= partial:
+        return Verdict(verdict="partial", how="overlap")
+    return Verdict(verdict="fail", how="none")
+
+
+def _by_similarity(
+    params: CheckParams, ctx: StageContext, said: Sequence[Said], verdicts: Sequence[Verdict]
+) -> list[Verdict]:
+    """The verdicts, those that are no pass compared by their meaning where the plan asks for it."""
+    open_ones = [place for place, verdict in enumerate(verdicts) if verdict.verdict != "pass" and said[place].text]
+    if params.similarity is None or not open_ones:
+        return list(verdicts)
+    pairs = [(said[place].target, said[place].text or "") for place in open_ones]
+    found = similarities(
+        params.similarity, pairs, cache=ctx.folder / "judged", device=ctx.device, between=ctx.stop_if_asked
+    )
+    compared = dict(zip(open_ones, found, strict=True))
+    return [_compared(verdict, compared.get(place), params.bar) for place, verdict in enumerate(verdicts)]
+
+
+def _compared(verdict: Verdict, alike: Alike | None, bar: float) -> Verdict:
+    if alike is None:
+        return verdict
+    if alike.value is not None and alike.value >= bar:
+        return Verdict(verdict="pass", how="similar", similarity=alike.value, why=alike.why)
+    return replace(verdict, similarity=alike.value, why=alike.why)
+
+
+def _said(params: CheckParams, backbone: Any, found: Fitted, items: Sequence[QA]) -> Iterator[Said]:
+    written = dict(_written(params, found, items))
+    for item in items:
+        for mode, target in item.targets().items():
+            decoded = written.get((item.id, mode))
+            ids = tuple(backbone.tokenizer.encode(target, add_special_tokens=False))
+            yield Said(
+                item=item, mode=mode, text=None if decoded is None else backbone.tokenizer.decode(decoded.ids),
+                stopped=None if decoded is None else decoded.stopped,
+                exact=decoded is not None and decoded.stopped and ids == decoded.ids,
+            )  # fmt: skip
+
+
+def _written(params: CheckParams, found: Fitted, items: Sequence[QA]) -> Iterator[tuple[tuple[str, str], Decoded]]:
+    """What is written for each (pair, mode) that has vectors."""
+    asked = [
+        (item.id, mode, found.best(item.id))
+        for item in items
+        if any(record.id == item.id and record.nats is not None for record in found.records)
+        for mode in item.targets()
+    ]
+    for start in range(0, len(asked), params.batch_size):
+        part = asked[start : start + params.batch_size]
+        prompts = torch.cat([found.prompt(id, mode, best.restart) for id, mode, best in part])
+        limits = [(best.tokens or {})[mode] + params.beyond for _, mode, best in part]
+        known = found.backbone.max_positions
+        if known is not None:
+            limits = [min(limit, known - prompts.shape[1]) for limit in limits]
+        decoded = decode_from(found.backbone, prompts, stops=found.stops, limits=limits)
+        yield from zip([(id, mode) for id, mode, _ in part], decoded, strict=True)
