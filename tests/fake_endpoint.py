@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +13,23 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
 from stepwell.endpoint import Endpoint
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+# Each client reads all certificates of the machine, which takes longer than the test; and none is asked for here.
+one_context = functools.lru_cache(ssl.create_default_context)
+
 Reply = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy between test and server, no key of the developer's. A test file has it by importing it."""
+    for name in (*PROXIES, *(name.upper() for name in PROXIES), "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ssl, "create_default_context", one_context)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,17 @@ class HFCache:
         """A cache that can be continued without changing this one; it shares the tensors until then."""
         return HFCache([(_Columns(key.tensor), _Columns(value.tensor)) for key, value in self.layers])
 
+    def join(self, others: Sequence[HFCache]) -> HFCache:
+        """The rows of this cache, then those of others; shorter ones after zeros, which a mask has to hide."""
+        parts = (self, *others)
+        longest = max(part.length for part in parts)
+
+        def together(layer: int, which: int) -> _Columns:
+            tensors = [part.layers[layer][which].tensor for part in parts]
+            return _Columns(torch.cat([nn.functional.pad(x, (0, 0, longest - x.shape[2], 0)) for x in tensors]))
+
+        return HFCache([(together(layer, 0), together(layer, 1)) for layer in range(len(self.layers))])
+
 
 class _Appending(DynamicLayer):
     """One layer's cache during one forward call.
@@ -499,7 +510,7 @@ class SentenceEncoder:
         folder = models.locate(name)
         models.check_folder(folder)
         place = pick_device(device)
-        with _readable(folder), _quiet():
+        with _readable(folder), _quiet(reports=True):
             loaded: Any = AutoModel.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -616,13 +627,17 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    # Progress bars of transformers would run into the live table; they come back for whoever else uses it.
-    shown = transformers_logging.is_progress_bar_enabled()
+def _quiet(*, reports: bool = False) -> Iterator[None]:
+    # Progress bars of transformers would run into the live table; they come back for whoever else uses it. So does its
+    # report of keys without a place: for a model that is loaded without its head, there are always some.
+    shown, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    if reports:
+        transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()
 

@@ -26,6 +26,8 @@ RULES = {
 def data_section(data: RunData) -> Section:
     """Each set with its n, source, findings and shortcut rules; and the checks before training."""
     sets = {str(r.get("set")): r for r in data.of_kind("dataset")}
+    # A set of study `imprint` has a task instead of a family, and no audit of its graphs.
+    tasks = any(facts.get("task") is not None for facts in sets.values())
     findings = [record for record in data.of_kind("audit")]
     names = list(dict.fromkeys([*sets, *(str(r.get("set")) for r in findings)]))
     rows = []
@@ -38,9 +40,9 @@ def data_section(data: RunData) -> Section:
                     Cell(text=name),
                     number(facts.get("n")),
                     Cell(text=str(facts.get("source", ""))),
-                    Cell(text=str(facts.get("family") or "")),
+                    Cell(text=str(facts.get("task" if tasks else "family") or "")),
                     Cell(text=str(facts.get("sha256", ""))[:12], code=True),
-                    Cell(text=plural(len(found), "finding"), tone="alert") if found else _clean(name, findings, data),
+                    number(facts.get("left_out")) if tasks else _audited(name, found, findings, data),
                 )
             )
         )
@@ -48,9 +50,9 @@ def data_section(data: RunData) -> Section:
         Column(name="set"),
         Column(name="n", numeric=True),
         Column(name="source"),
-        Column(name="family"),
+        Column(name="task" if tasks else "family"),
         Column(name="sha256"),
-        Column(name="audit"),
+        Column(name="left out", note="no answer", numeric=True) if tasks else Column(name="audit"),
     )
     tables = [Table(title="Sets", columns=columns, rows=tuple(rows))] if rows else []
     tables += [*_findings(findings), *_shortcuts(data), *_checks(data)]
@@ -62,7 +64,9 @@ def data_section(data: RunData) -> Section:
     )
 
 
-def _clean(name: str, findings: list[Record], data: RunData) -> Cell:
+def _audited(name: str, found: list[Record], findings: list[Record], data: RunData) -> Cell:
+    if found:
+        return Cell(text=plural(len(found), "finding"), tone="alert")
     seen = {str(r.get("set")) for r in [*findings, *data.of_kind("shortcut")]}
     return Cell(text="no finding", tone="go") if name in seen else dash("this set was not audited")
 
@@ -114,7 +118,7 @@ def _checks(data: RunData) -> list[Table]:
     rows = tuple(
         Row(
             cells=(
-                Cell(text=str(record.get("arm", ""))),
+                Cell(text=_place(record)),
                 Cell(text=str(record.get("name"))),
                 Cell(text="passed", tone="go") if record.get("passed") else Cell(text="failed", tone="no-go"),
                 Cell(text=str(record.get("detail") or "")),
@@ -122,11 +126,17 @@ def _checks(data: RunData) -> list[Table]:
         )
         for record in data.of_kind("check")
     )
-    columns = (Column(name="arm"), Column(name="check"), Column(name="result"), Column(name="detail"))
     if not rows:
         return []
+    place = "arm" if any(record.get("arm") is not None for record in data.of_kind("check")) else "model"
+    columns = (Column(name=place), Column(name="check"), Column(name="result"), Column(name="detail"))
     every = Table(title=f"All {len(rows):,} checks", columns=columns, rows=rows, folded=True)
     return [_checks_by_name(list(data.of_kind("check"))), every]
+
+
+def _place(record: Record) -> str:
+    """What was checked: an arm, or a tier and a model."""
+    return ", ".join(str(record[axis]) for axis in ("arm", "tier", "model") if record.get(axis) is not None)
 
 
 def _checks_by_name(checks: list[Record]) -> Table:
@@ -134,7 +144,7 @@ def _checks_by_name(checks: list[Record]) -> Table:
     rows = []
     for name, same in grouped(checks, lambda record: str(record.get("name"))).items():
         failed = [record for record in same if not record.get("passed")]
-        told = "; ".join(f"{record.get('arm', '')}: {record.get('detail') or 'no detail'}" for record in failed)
+        told = "; ".join(f"{_place(record)}: {record.get('detail') or 'no detail'}" for record in failed)
         result = f"{len(same) - len(failed):,} of {len(same):,} passed"
         rows.append(Row(cells=(Cell(text=name), Cell(text=result, tone="no-go" if failed else "go"), Cell(text=told))))
     columns = [Column(name="check"), Column(name="result"), Column(name="failed")]

@@ -7,8 +7,11 @@ from pathlib import Path
 from stepwell.audit.run import CODES, Evidence, Fault, audit_run
 from stepwell.report.cells import Cell, Column, Row, Section, Table, number
 from stepwell.report.folder import RunData, read_folder
+from stepwell.report.imprint import is_imprint
 
 ANALYSES = ("intervention", "probe", "trace")
+OF_ANY_STUDY = ("policy-changed", "p-value-zero", "null-as-equivalence")
+"""Audits of gates and tests; the others look at the analyses of study `thoughts`, and can find nothing elsewhere."""
 
 
 def evidence(folder: RunData | Path | str) -> Evidence:
@@ -29,14 +32,15 @@ def _evidence(data: RunData, texts: dict[str, str]) -> Evidence:
 
 def analyses_audit_section(data: RunData) -> Section:
     """Each audit by name, with what it found. The report that is about to be replaced is not looked at."""
-    found = {fault.code: fault for fault in audit_run(_evidence(data, {}))}
-    rows = tuple(_row(code, meaning, found.get(code)) for code, meaning in CODES.items())
+    looked = OF_ANY_STUDY if is_imprint(data) else tuple(CODES)
+    found = {fault.code: fault for fault in audit_run(_evidence(data, {})) if fault.code in looked}
+    rows = tuple(_row(code, CODES[code], found.get(code)) for code in looked)
     columns = (Column(name="audit"), Column(name="found", numeric=True), Column(name="what it looks for"))
     bad = len(found)
     line = (
-        f"{bad} of {len(CODES)} audits found a fault: what rests on it is not to be relied on."
+        f"{bad} of {len(looked)} audits found a fault: what rests on it is not to be relied on."
         if bad
-        else f"None of {len(CODES)} audits of the records and verdicts of this run found a fault."
+        else f"None of {len(looked)} audits of the records and verdicts of this run found a fault."
     )
     table = Table(title="Audits of the analyses", columns=columns, rows=rows, folded=not bad)
     return Section(key="analyses-audit", title="Audits of the analyses", lines=(line,), tables=(table,))

@@ -6,6 +6,7 @@ Undefined is never zero: a cell without a value shows a dash and must say why.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -212,11 +213,14 @@ def dash(why: str) -> Cell:
 
 def number(value: Any, *, why: str = "not recorded", digits: int = 3) -> Cell:
     """A plain number: integers with thousands marked, others to `digits` significant digits, undefined as a dash."""
-    if value is None or isinstance(value, str):
-        return dash(why) if value is None else Cell(text=value)
+    if value is None:
+        return dash(why)
     if isinstance(value, bool):
         return Cell(text="yes" if value else "no")
-    return Cell(text=digits_of(value, digits)) if math.isfinite(value) else dash("not finite")
+    # A record that another version wrote may hold anything: it is shown as it is.
+    if not isinstance(value, int | float):
+        return Cell(text=str(value))
+    return Cell(text=digits_of(value, digits)) if abs(value) <= sys.float_info.max else dash("not finite")
 
 
 def digits_of(value: float, digits: int = 3) -> str:

@@ -209,6 +209,8 @@ def _interval_trace(series: Series, place: float, arms: Sequence[str]) -> go.Sca
         x=[value],
         y=[place],
         mode="markers",
+        # A point at the end of the axis is drawn whole.
+        cliponaxis=False,
         error_x=bars,
         marker={
             "color": colour,

@@ -8,6 +8,10 @@ from stepwell.report.curves import finite, job_of
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import counted, grouped, is_clean, share, share_cell
 
+NUMERIC_AXES = ("seed", "slots")
+AXES = ("arm", "tier", "model", *NUMERIC_AXES)
+"""What the jobs of a study are told apart by."""
+
 
 def seeds_section(folder: RunData) -> Section:
     """What each run of each arm came to, restarts and alerts counted."""
@@ -42,21 +46,21 @@ def seeds_section(folder: RunData) -> Section:
 
 def alerts_section(folder: RunData) -> Section:
     """What the monitors said while training ran."""
+    records = list(folder.of_kind("alert"))
+    axes = [axis for axis in AXES if any(record.get(axis) is not None for record in records)]
     rows = tuple(
         Row(
             cells=(
-                Cell(text=str(record.get("arm", "")), code=True),
-                number(record.get("seed")),
+                *(_axis(axis, record) for axis in axes),
                 Cell(text=str(record.get("monitor", "")), code=True),
                 number(record.get("step")),
                 Cell(text=str(record.get("message", ""))),
             )
         )
-        for record in folder.of_kind("alert")
+        for record in records
     )
     columns = (
-        Column(name="arm"),
-        Column(name="seed", numeric=True),
+        *(Column(name=axis, numeric=axis in NUMERIC_AXES) for axis in axes),
         Column(name="monitor"),
         Column(name="step", numeric=True),
         Column(name="message"),
@@ -68,6 +72,11 @@ def alerts_section(folder: RunData) -> Section:
         tables=(table,) if rows else (),
         missing="" if rows else "The monitors raised no alert.",
     )
+
+
+def _axis(axis: str, record: Record) -> Cell:
+    value = record.get(axis)
+    return number(value) if axis in NUMERIC_AXES else Cell(text=str("" if value is None else value), code=True)
 
 
 def _training_jobs(folder: RunData) -> list[tuple[str, str]]:

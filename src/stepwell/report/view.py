@@ -14,6 +14,7 @@ from stepwell.report.cells import Section
 from stepwell.report.curves import curves_section
 from stepwell.report.factorial import factorial_section
 from stepwell.report.folder import RunData, read_folder
+from stepwell.report.imprint import group_names, imprint_sections, is_imprint
 from stepwell.report.interventions import interventions_section
 from stepwell.report.probes import probes_section
 from stepwell.report.progress import cost_section, jobs_section, missing_section
@@ -31,7 +32,7 @@ class Report:
     Args:
         title, study, rung, question: as the plan says.
         headline: the answer, from verdicts only.
-        arms: in the plan's order; the drawing gives each its colour.
+        arms: in the plan's order, or tiers and models where there are none; the drawing gives each its colour.
         sections: in reading order.
     """
 
@@ -48,20 +49,14 @@ def view(folder: RunData | Path | str) -> Report:
     """What the report of a run shows. Raises StepwellError where the folder is no run folder."""
     data = folder if isinstance(folder, RunData) else read_folder(folder)
     missing = missing_section(data)
+    imprint = is_imprint(data)
+    figures, looks = (imprint_sections(data), ()) if imprint else _of_thoughts(data)
     sections = (
         verdict_section(data),
         *((missing,) if missing else ()),
-        accuracy_section(data),
-        factorial_section(data),
-        interventions_section(data),
-        probes_section(data),
-        tracing_section(data),
-        outside_section(data),
-        curves_section(data),
-        seeds_section(data),
+        *figures,
         alerts_section(data),
-        examples_section(data),
-        browser_section(data),
+        *looks,
         data_section(data),
         analyses_audit_section(data),
         overrides_section(data),
@@ -76,6 +71,21 @@ def view(folder: RunData | Path | str) -> Report:
         rung=str(plan.get("rung") or ""),
         question=str(plan.get("question") or ""),
         headline=headline(data),
-        arms=data.arms(),
+        arms=group_names(data) if imprint else data.arms(),
         sections=sections,
     )
+
+
+def _of_thoughts(data: RunData) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
+    """The sections of study `thoughts`: figures, and single items to look at."""
+    figures = (
+        accuracy_section(data),
+        factorial_section(data),
+        interventions_section(data),
+        probes_section(data),
+        tracing_section(data),
+        outside_section(data),
+        curves_section(data),
+        seeds_section(data),
+    )
+    return figures, (examples_section(data), browser_section(data))
