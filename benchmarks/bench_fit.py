@@ -115,10 +115,11 @@ class Work:
         worst = float((ours - theirs).abs().mean()) / moved
         common.same(f"vectors after {STEPS_COMPARED} steps", worst < 0.02, f"apart by {worst:.1e} of the way gone")
 
-    def one_at_a_time(self) -> dict[str, tuple[bool, int]]:
+    def one_at_a_time(self, count: int) -> dict[str, tuple[bool, int]]:
+        """The first `count` problems: nothing is shared, so their pace is that of all."""
         vectors = {name: vector.to(self.backbone.device) for name, vector in self.starts.modes.items()}
         found = {}
-        for problem in self.problems:
+        for problem in self.problems[:count]:
             start = self.starts.vectors[problem.id][0]
             _, exact, steps = naive(self.backbone, problem, vectors, start, self.size, steps=self.size.steps)
             found[problem.id] = (exact, steps)
@@ -194,16 +195,17 @@ def speed(work: Work, given: Any, meant: bool) -> None:
     ours_seconds = common.timed(lambda: fitted.append(work.fit(work.problems, recipe)), given.clock)
     print(f"  peak memory: {before:.0f} MiB after {quarter} pairs, {peak_mib():.0f} MiB after {len(work.problems)}")
     work.check_decodes(fitted[0])
+    asked = min(given.naive_problems or len(work.problems), len(work.problems))
     theirs: list[dict[str, tuple[bool, int]]] = []
-    their_seconds = common.timed(lambda: theirs.append(work.one_at_a_time()), given.clock)
+    their_seconds = common.timed(lambda: theirs.append(work.one_at_a_time(asked)), given.clock)
     exact = sum(record.all_exact for record in fitted[0].records)
     their_exact = sum(exact for exact, _ in theirs[0].values())
     steps = mean(record.steps or 0 for record in fitted[0].records)
-    for name, held, seconds, taken in (
-        ("one at a time", their_exact, their_seconds, mean(steps for _, steps in theirs[0].values())),
-        ("many at once", exact, ours_seconds, steps),
+    for name, held, of, seconds, taken in (
+        ("one at a time", their_exact, asked, their_seconds, mean(steps for _, steps in theirs[0].values())),
+        ("many at once", exact, len(work.problems), ours_seconds, steps),
     ):
-        print(f"  {name}: {held} of {len(work.problems)} pairs exact, {seconds:.4g} s, {taken:.0f} steps a pair, "
+        print(f"  {name}: {held} of {of} pairs exact, {seconds:.4g} s, {taken:.0f} steps a pair, "
               f"{3600 * held / seconds:.4g} exact pairs an hour")  # fmt: skip
     share = work.flop(fitted[0]) / ours_seconds / matmul_peak(given.threads)
     print(f"  many at once: {100 * share:.0f}% of the matrix-product peak measured just now")
@@ -234,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", default="speed", help="speed, held, or both, separated by a comma")
     parser.add_argument("--problems", type=int, help="pairs (20), texts of `held` (10)")
+    parser.add_argument("--naive-problems", type=int, help="pairs that are also fitted one at a time (all)")
     parser.add_argument("--lr", type=float, default=0.03, help="rate of `fit` (0.03)")
     parser.add_argument("--stage-steps", type=int, default=300, help="steps of each stage of `held` (300)")
     parser.add_argument("--data", type=Path, default=SQUAD, help="a file in SQuAD's format")

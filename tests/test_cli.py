@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 import stepwell
 import toy_kinds
 from stepwell.cli import run
+from stepwell.cli.live import SECONDS_BETWEEN_LOOKS, shown
 
 HEAVY = ("torch", "transformers", "scipy", "plotly", "numpy", "pandas", "jinja2")
 REPEATS = 5
@@ -192,6 +195,18 @@ def test_events_are_shown_while_it_runs(toy: Path, capsys) -> None:
     assert "gate-decided   early  go  next" in printed
     assert run(["run", "toy.yaml", "--rung", "demo", "--out", "here"]) == 0
     assert "job-started" not in capsys.readouterr().out
+
+
+def test_events_are_shown_where_the_run_began_though_a_job_takes_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "events.jsonl").touch()
+    with shown(tmp_path), contextlib.redirect_stdout(io.StringIO()) as log:  # as the inline engine does for a job
+        with (tmp_path / "events.jsonl").open("a") as events:
+            events.write('{"time": "2026-01-01T10:00:00.000Z", "event": "job-done", "job": "a"}\n')
+        time.sleep(2 * SECONDS_BETWEEN_LOOKS)
+    assert "job-done       a" in capsys.readouterr().out
+    assert log.getvalue() == ""
 
 
 def test_an_override_of_a_gate_needs_a_run_and_a_reason_and_is_shown(toy: Path, capsys) -> None:

@@ -15,7 +15,7 @@ Hidden states after `skip` columns have T - skip columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -57,6 +57,10 @@ class Cache(Protocol):
 
     def clone(self) -> Self:
         """A cache that can be continued without changing this one."""
+        ...
+
+    def join(self, others: Sequence[Self]) -> Self:
+        """The rows of this cache, then those of others; shorter ones after padding, which a mask has to hide."""
         ...
 
 

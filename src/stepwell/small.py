@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,20 @@ class SmallCache:
     def clone(self) -> SmallCache:
         """A cache that can be continued without changing this one (appending never writes in place)."""
         return self._map(lambda x: x)
+
+    def join(self, others: Sequence[SmallCache]) -> SmallCache:
+        """The rows of this cache, then those of others; shorter ones after zeros, which a mask has to hide."""
+        parts, copy = (self, *others), SmallCache()
+        longest = max(part.length for part in parts)
+
+        def together(layer: int, which: int) -> Tensor:
+            whole = [torch.cat([pair[which] for pair in part.layers[layer]], dim=2) for part in parts]
+            return torch.cat([F.pad(x, (0, 0, longest - x.shape[2], 0)) for x in whole])
+
+        copy.layers = [[(together(layer, 0), together(layer, 1))] for layer in range(len(self.layers))]
+        known = [part.positions for part in parts if part.positions is not None]
+        copy.positions = torch.cat([F.pad(x, (longest - x.shape[1], 0)) for x in known]) if known else None
+        return copy
 
 
 FEW_QUERIES = 16

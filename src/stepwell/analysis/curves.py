@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -227,4 +227,6 @@ def conflicts(correlations: Iterable[float | None], confidence: float = 0.95) ->
     found = list(correlations)
     known = [value for value in found if value is not None]
     mean = bootstrap_mean(known, confidence)
+    if mean.low is not None and mean.high is not None:  # of few, the interval may pass what a correlation can be
+        mean = replace(mean, low=max(-1.0, mean.low), high=min(1.0, mean.high))
     return Conflict(correlation=mean, undefined=len(found) - len(known), alarm=mean.high is not None and mean.high < 0)

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.live import Live
 
@@ -30,7 +30,9 @@ def shown(folder: Path, *, quiet: bool = False) -> Iterator[None]:
     events = folder / "events.jsonl"
     start = events.stat().st_size if events.exists() else 0
     over = threading.Event()
-    target, arguments = (_table, (folder, over)) if sys.stdout.isatty() else (_lines, (events, start, over))
+    # Bound now: while a job of the inline engine runs, `sys.stdout` is its log.
+    out = sys.stdout
+    target, arguments = (_table, (folder, over, out)) if out.isatty() else (_lines, (events, start, over, out))
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
     try:
@@ -40,11 +42,11 @@ def shown(folder: Path, *, quiet: bool = False) -> Iterator[None]:
         thread.join()
 
 
-def _table(folder: Path, over: threading.Event) -> None:
+def _table(folder: Path, over: threading.Event, out: TextIO) -> None:
     from stepwell.runner import status
     from stepwell.store import RunFolder
 
-    with Live(console=show.console(), auto_refresh=False) as live:
+    with Live(console=show.console(out), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         while True:
             last = over.wait(SECONDS_BETWEEN_TABLES)
             with contextlib.suppress(StepwellError, OSError, ValueError):  # the folder is only just being made
@@ -53,7 +55,7 @@ def _table(folder: Path, over: threading.Event) -> None:
                 return
 
 
-def _lines(path: Path, offset: int, over: threading.Event) -> None:
+def _lines(path: Path, offset: int, over: threading.Event, out: TextIO) -> None:
     while True:
         last = over.wait(SECONDS_BETWEEN_LOOKS)
         with contextlib.suppress(OSError), path.open("rb") as events:
@@ -62,15 +64,15 @@ def _lines(path: Path, offset: int, over: threading.Event) -> None:
                 if not line.endswith(b"\n"):
                     break
                 offset += len(line)
-                _print(line)
+                _print(line, out)
         if last:
             return
 
 
-def _print(line: bytes) -> None:
+def _print(line: bytes, out: TextIO) -> None:
     with contextlib.suppress(ValueError):
         event: dict[str, Any] = json.loads(line)
         if event.get("event") in QUIET:
             return
         facts = [f"{event[key]:.1f} s" if key == "seconds" else str(event[key]) for key in PLACE if event.get(key)]
-        print(f"{event['time'][11:19]}  {event['event']:<14} {'  '.join(facts)}", flush=True)
+        print(f"{event['time'][11:19]}  {event['event']:<14} {'  '.join(facts)}", file=out, flush=True)

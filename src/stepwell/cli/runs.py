@@ -6,11 +6,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from stepwell.errors import StepwellError
+
+if TYPE_CHECKING:
+    from stepwell.plan import Plan
+    from stepwell.plan.models import Decision
 
 EXIT_CODES = {"go": 0, "no-go": 1, "inconclusive": 2}
 SECONDS_BETWEEN_TABLES = 2.0
@@ -90,8 +94,7 @@ def run(
     loaded = load_plan(name, rung=rung, overrides=overrides or ())
     folder = out or Path("runs") / f"{loaded.study}-{loaded.rung}"
     if override_gate or reason:
-        changes = _override_changes(loaded, override_gate or [], reason, folder)
-        loaded = load_plan(name, rung=rung, overrides=[*(overrides or ()), *changes])
+        loaded = _overridden(loaded, override_gate or [], reason, folder)
     with live.shown(folder, quiet=quiet):
         result = run_plan(loaded, folder, override=reason)
     output = show.console()
@@ -103,8 +106,8 @@ def run(
     return EXIT_CODES[result.decision]
 
 
-def _override_changes(plan: Any, gates: list[str], reason: str | None, folder: Path) -> list[str]:
-    """The overrides that send every decision of a gate where the wanted one leads. The verdict stays what it is."""
+def _overridden(plan: Plan, gates: list[str], reason: str | None, folder: Path) -> Plan:
+    """The plan in which every decision of a gate leads where the wanted one leads. The verdict stays what it is."""
     if not reason or not reason.strip():
         raise StepwellError("a gate is overridden without a reason", "Say why: --reason TEXT.")
     if not (folder / "policy.json").exists():
@@ -113,7 +116,6 @@ def _override_changes(plan: Any, gates: list[str], reason: str | None, folder: P
             "For a new run set what you want, e.g. gates.NAME.threshold=.6",
             path=folder,
         )
-    changes = []
     for given in gates:
         name, _, decision = given.partition("=")
         known = [each.name for each in plan.gates]
@@ -123,10 +125,11 @@ def _override_changes(plan: Any, gates: list[str], reason: str | None, folder: P
                 f"Gates: {', '.join(known) or 'none'}. Decisions: {', '.join(EXIT_CODES)}.",
             )
         spec = plan.gate(name)
-        target = spec.routes[decision]
-        changes += [f"gates.{name}.routes.{each}={target}" for each in EXIT_CODES]
-        changes += [f"gates.{name}.bands.{index}.route={target}" for index in range(len(spec.bands))]
-    return changes
+        target = spec.routes[cast("Decision", decision)]
+        bands = tuple(band.model_copy(update={"route": target}) for band in spec.bands)
+        changed = spec.model_copy(update={"routes": dict.fromkeys(EXIT_CODES, target), "bands": bands})
+        plan = plan.model_copy(update={"gates": tuple(changed if g.name == name else g for g in plan.gates)})
+    return plan
 
 
 def status(

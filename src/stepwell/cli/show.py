@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -32,10 +32,10 @@ STYLES = {
 }
 
 
-def console() -> Console:
-    """Standard output, on which texts from plans and data are shown as they are: no markup, no emoji."""
-    width = None if sys.stdout.isatty() else WIDTH_OF_A_PIPE
-    return Console(markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
+def console(out: TextIO | None = None) -> Console:
+    """Standard output, or `out`, on which texts from plans and data are shown as they are: no markup, no emoji."""
+    width = None if (out or sys.stdout).isatty() else WIDTH_OF_A_PIPE
+    return Console(file=out, markup=False, emoji=False, highlight=False, width=width, soft_wrap=False)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[str] = ()) -> Table:

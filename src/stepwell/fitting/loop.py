@@ -13,13 +13,14 @@ from torch import Tensor
 
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
-from stepwell.fitting.measuring import Measured, columns_of, frozen, halved, measure, measured
+from stepwell.fitting.contexts import Contexts
+from stepwell.fitting.measuring import Measured, columns_of, frozen, halved, measured, some
 from stepwell.fitting.noise import seed_of
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.result import End, Fitted, Record, finite, identity_of
 from stepwell.fitting.rows import ByMode, Rows, by_mode, one_pass, rows_of
 from stepwell.fitting.state import Space, State, advance, noise_now
-from stepwell.latents.prompt import Problem, Target, fault_of, mode_vectors, problem_of
+from stepwell.latents.prompt import Problem, fault_of, mode_vectors, problem_of
 
 Ended = tuple[Record, Tensor]
 Finished = Callable[[Record, Tensor], None]
@@ -60,7 +61,8 @@ def fit(
         recipe: how.
         modes: name -> token id, text of one token, or vector (D,); None = the first token of each mode's name.
         seed: of the run.
-        columns: of one forward pass at most; None = 1,024 on a CPU, 16,384 elsewhere. Halved when memory runs out.
+        columns: of one forward pass at most, contexts included; None = 1,024 on a CPU, 16,384 elsewhere. Halved when
+            memory runs out.
         look_every: steps between two looks of the host at what is done; None = 1 on a CPU, 10 elsewhere.
         bars: problem id -> mode -> nats a token below which the mode counts as converged.
         impossible: what to do with a problem that cannot be fitted (empty, too long, unknown token, ...).
@@ -143,8 +145,10 @@ class _Case:
     stages: int = 0
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        return tuple(replace(target, ids=target.ids[: self.shown]) for target in self.problem.targets)
+    def present(self) -> Problem:
+        """The problem, as far as it is asked for at present."""
+        targets = tuple(replace(target, ids=target.ids[: self.shown]) for target in self.problem.targets)
+        return replace(self.problem, targets=targets)
 
     @property
     def whole(self) -> bool:
@@ -164,6 +168,7 @@ class _Engine:
         self.finished, self.stop, self.keep = finished, stop, keep
         self.marks = {name: fingerprint(vector.double().tolist()) for name, vector in modes.items()}
         self.space = Space.of(backbone, recipe)
+        self.contexts = Contexts(backbone)
         self.device = next(backbone.parameters()).device
         self.waiting: deque[_Case] = deque()
         self.cases: list[_Case] = []
@@ -189,6 +194,7 @@ class _Engine:
             vectors=self.vectors, records=tuple(self.records[key] for key in order),
             modes={name: vector.detach().cpu() for name, vector in self.modes.items()}, stops=tuple(stops),
             recipe=self.recipe, slots=self.slots, seed=self.seed, backbone=self.backbone,
+            contexts={p.id: p.context for p in problems if p.context and p.id in self.vectors},
         )  # fmt: skip
 
     def _points(self, problems: Sequence[Problem]) -> int:
@@ -220,8 +226,8 @@ class _Engine:
         mine = self._empty(case, record.end)
         if (record.seed, record.identity) != (mine.seed, mine.identity):
             raise StepwellError(
-                f"restart {record.restart} of problem `{record.id}` was fitted otherwise: its targets, modes, recipe, "
-                "slots or seed are not these",
+                f"restart {record.restart} of problem `{record.id}` was fitted otherwise: its context, targets, modes, "
+                "recipe, slots or seed are not these",
                 "resume with what the fit began with, or begin anew without `resume`",
             )
         self._record(case, record, vectors)
@@ -243,10 +249,13 @@ class _Engine:
             self.state = begun if self.state is None else self.state.join(begun)
             self.cases += new
             self.rows = []
+        if not self.rows:
+            # After the next restart of a problem took the place of the last: a context is computed once.
+            self.contexts.keep(case.problem for case in self.cases)
         return bool(self.cases)
 
     def _size(self, case: _Case) -> int:
-        return sum(self.slots + len(target.ids) for target in case.targets)
+        return sum(case.present.widths(self.slots))
 
     # Cases are worked on.
 
@@ -262,16 +271,22 @@ class _Engine:
         while True:
             try:
                 if not self.rows:
-                    targets = [case.targets for case in self.cases]
-                    self.rows = rows_of(self.backbone, targets, self.modes, self.slots, self.columns)
+                    self.rows = self._rows()
                 parts = [one_pass(self.backbone, rows, state.inner, vectors, recipe) for rows in self.rows]
                 break
             except RuntimeError as error:
                 # The state is as it was: the step begins again, in more passes.
-                every = [target for case in self.cases for target in case.targets]
-                self.columns, self.rows = halved(error, self.columns, self.slots, every), []
+                every = [width for case in self.cases for width in case.present.widths(self.slots)]
+                self.columns, self.rows = halved(error, self.columns, every), []
         self.found = by_mode(parts, self.rows, len(self.cases), len(self.modes))
         advance(state, self.found, recipe, self.space)
+
+    def _rows(self) -> list[Rows]:
+        shown = [case.present for case in self.cases]
+        return rows_of(
+            self.backbone, [problem.targets for problem in shown], self.modes, self.slots, self.columns,
+            self.contexts.of(shown),
+        )  # fmt: skip
 
     # Cases go.
 
@@ -308,7 +323,7 @@ class _Engine:
         vectors = self.space.vectors(state.kept[row : row + 1] if back else state.inner[row : row + 1])[0].detach()
         if back or not case.whole:
             # The last pass saw a part of the targets, or other vectors: what is handed out is measured whole.
-            (numbers,) = measure(self.backbone, [case.problem], [vectors], modes=self.modes, columns=self.columns)
+            (numbers,), _ = some(self.backbone, [case.problem], vectors[None], self.modes, self.columns, self.contexts)
         else:
             numbers = measured(case.problem, found.numbers()[row].double().cpu(), tuple(self.modes))
         record = self._ended(case, end, numbers if back or end != "not finite" else None, row)

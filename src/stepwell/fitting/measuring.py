@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from stepwell.errors import StepwellError
+from stepwell.fitting.contexts import Contexts
 from stepwell.fitting.objective import at_targets
 from stepwell.fitting.rows import by_mode, is_out_of_memory, rows_of
-from stepwell.latents.prompt import Problem, Target, fault_of, mode_vectors
+from stepwell.latents.prompt import Problem, fault_of, mode_vectors
 from stepwell.shapes import Backbone
 
 
@@ -65,7 +66,7 @@ def measure(
         problems: one a c; the same problem may come several times.
         vectors: a c (K, D) for each; all of one K.
         modes: as for `fit`.
-        columns: of one pass at most; halved when memory runs out.
+        columns: of one pass at most, contexts included; halved when memory runs out.
 
     Returns:
         One `Measured` a c, in order.
@@ -87,36 +88,44 @@ def measure(
         if (fault := fault_of(backbone, problem, known, slots)) is not None:
             raise StepwellError(f"problem `{problem.id}`: {fault}", "leave it out, or change it")
     found: list[Measured] = []
-    room = columns_of(backbone, columns)
+    room, contexts = columns_of(backbone, columns), Contexts(backbone)
     with frozen(backbone):
         # As many cases at a time as fill about four passes: their vectors need not all be on the device.
         at = 0
         while at < len(problems):
             end, filled = at, 0
             while end < len(problems) and (end == at or filled < 4 * room):
-                filled += sum(slots + len(target.ids) for target in problems[end].targets)
+                filled += sum(problems[end].widths(slots))
                 end += 1
-            part, room = _measure(backbone, problems[at:end], torch.stack(list(vectors[at:end])), known, room)
+            contexts.keep(problems[at:end])
+            part, room = some(backbone, problems[at:end], torch.stack(list(vectors[at:end])), known, room, contexts)
             found += part
             at = end
     return found
 
 
-def _measure(
-    backbone: Backbone, problems: Sequence[Problem], vectors: Tensor, modes: Mapping[str, Tensor], columns: int
+@torch.no_grad()
+def some(
+    backbone: Backbone,
+    problems: Sequence[Problem],
+    vectors: Tensor,
+    modes: Mapping[str, Tensor],
+    columns: int,
+    contexts: Contexts,
 ) -> tuple[list[Measured], int]:
-    """`measure` of some, and the columns that had room."""
+    """`measure` of a few c (N, K, D) together, on a frozen backbone; and the columns that had room."""
     device, slots = next(backbone.parameters()).device, vectors.shape[1]
     while True:
         try:
-            rows = rows_of(backbone, [problem.targets for problem in problems], modes, slots, columns)
+            targets = [problem.targets for problem in problems]
+            rows = rows_of(backbone, targets, modes, slots, columns, contexts.of(problems))
             parts = []
             for each in rows:
                 hidden = each.prompt.hidden(backbone, vectors.to(device)[each.case])
                 parts.append(each.each(at_targets(backbone, hidden, each.prompt.tokens, slopes=False)))
             break
         except RuntimeError as error:
-            columns = halved(error, columns, slots, [t for problem in problems for t in problem.targets])
+            columns = halved(error, columns, [width for problem in problems for width in problem.widths(slots)])
     numbers = by_mode(parts, rows, len(problems), len(modes)).numbers().double().cpu()
     return [measured(problem, each, tuple(modes)) for problem, each in zip(problems, numbers, strict=True)], columns
 
@@ -133,17 +142,18 @@ def measured(problem: Problem, numbers: Tensor, modes: Sequence[str]) -> Measure
     )
 
 
-def halved(error: RuntimeError, columns: int, slots: int, targets: Sequence[Target]) -> int:
-    """Half the columns, after memory ran out. Raises the error where it is another, or where one row has no room."""
+def halved(error: RuntimeError, columns: int, widths: Sequence[int]) -> int:
+    """Half the columns, after memory ran out in passes of rows of these widths.
+
+    Raises the error where it is another, or StepwellError where one row has no room.
+    """
     if not is_out_of_memory(error):
         raise error
-    shortest = slots + min(len(target.ids) for target in targets)
-    if columns <= shortest:
+    if columns <= min(widths):
         raise StepwellError(
-            f"there is no memory for a single row of {shortest} columns",
-            "use a smaller model, fewer slots, shorter targets, or a lower precision",
+            f"there is no memory for a single row of {min(widths)} columns",
+            "use a smaller model, fewer slots, shorter targets or contexts, or a lower precision",
         ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    longest = slots + max(len(target.ids) for target in targets)
-    return max(min(columns, longest * len(targets)) // 2, 1)
+    return max(min(columns, max(widths) * len(widths)) // 2, 1)

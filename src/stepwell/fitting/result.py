@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
 from stepwell import models
 from stepwell.decode import Decoded, greedy
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
+from stepwell.fitting.measuring import columns_of
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.latents.prompt import Problem, begins
 from stepwell.shapes import Backbone
@@ -35,7 +37,7 @@ class Record:
 
     Attributes:
         id, restart, seed: whose; the seed is a hash of the run's seed, the problem's id and the restart.
-        identity: fingerprint of what was fitted and how: targets, mode vectors, recipe and slots.
+        identity: fingerprint of what was fitted and how: context, targets, mode vectors, recipe and slots.
         end: `exact` (every mode held), `steps` (all taken), `not finite`, `not needed` (an earlier restart was exact),
             `stopped` (the caller asked), `impossible` (`detail` says why).
         steps: updates made.
@@ -88,7 +90,7 @@ def identity_of(problem: Problem, modes: Mapping[str, str], recipe: FitRecipe, s
     """The fingerprint of what is fitted and how; `modes` holds those of the mode vectors, all there is of the model."""
     targets = [[list(target.ids), target.mode, float(target.weight)] for target in problem.targets]
     used = {target.mode: modes.get(target.mode) for target in problem.targets}
-    return fingerprint([targets, used, recipe.model_dump(mode="json"), slots])
+    return fingerprint([list(problem.context), targets, used, recipe.model_dump(mode="json"), slots])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ class Fitted:
         stops: end tokens of the targets.
         recipe, slots, seed: how the vectors were fitted.
         backbone: the model, for decoding; not saved.
+        contexts: problem id -> tokens before the mode vector, of the problems in `vectors` that have some.
     """
 
     vectors: Mapping[str, Tensor]
@@ -113,6 +116,7 @@ class Fitted:
     slots: int
     seed: int
     backbone: Any = None
+    contexts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def of(self, id: str) -> tuple[Record, ...]:
         """The records of one problem. Raises StepwellError where there is none."""
@@ -149,19 +153,36 @@ class Fitted:
         return [(r, self.vectors[r.id][r.restart]) for r in self.records if r.end in FINAL and r.id in self.vectors]
 
     def prompt(self, id: str, mode: str, restart: int | None = None) -> Tensor:
-        """[mode, c] (1, 1 + K, D) of one problem, for `model.generate(inputs_embeds=...)`.
+        """[context, mode, c] (1, C + 1 + K, D) of one problem, for `model.generate(inputs_embeds=...)`.
+
+        The C tokens of its context stand in it as their embeddings.
 
         Args:
             id: of the problem.
             mode: what is to be written.
             restart: whose vectors; None = the best.
+
+        Raises:
+            StepwellError: no such mode or problem, no vectors, or a context without the model to embed it.
         """
         if mode not in self.modes:
             raise StepwellError(f"there is no mode `{mode}`", f"modes: {', '.join(sorted(self.modes))}")
         number = self.best(id).restart if restart is None else restart
         if id not in self.vectors:
             raise StepwellError(f"the vectors of problem `{id}` are not in this fit", "it kept none, or ran none")
-        return begins(self.modes[mode].cpu(), self.vectors[id][number][None])
+        start = begins(self.modes[mode].cpu(), self.vectors[id][number][None])
+        return torch.cat((self._context(id).to(start), start), 1) if id in self.contexts else start
+
+    @torch.no_grad()
+    def _context(self, id: str) -> Tensor:
+        """The embeddings (1, C, D) of a problem's context."""
+        if self.backbone is None:
+            raise StepwellError(
+                f"problem `{id}` has a context of {len(self.contexts[id])} tokens, and there is no model to embed them",
+                "load the fit with one: Fitted.load(folder, model)",
+            )
+        device = next(self.backbone.parameters()).device
+        return self.backbone.embed(torch.tensor([self.contexts[id]], device=device)).detach()
 
     def decode(self, id: str, restart: int | None = None, *, limit: int | None = None) -> dict[str, Decoded]:
         """What the model writes greedily in each mode of a problem.
@@ -176,7 +197,7 @@ class Fitted:
             raise StepwellError("there is no model to decode with", "load the fit with one: Fitted.load(folder, model)")
         if record.tokens is None:
             raise StepwellError(f"restart {record.restart} of `{id}` was not run: {record.end}", "choose another")
-        prompts = torch.cat([self.prompt(id, mode, record.restart) for mode in record.tokens])
+        prompts = [self.prompt(id, mode, record.restart)[0] for mode in record.tokens]
         limits = [limit or count for count in record.tokens.values()]
         found = decode_from(self.backbone, prompts, stops=self.stops, limits=limits)
         return dict(zip(record.tokens, found, strict=True))
@@ -185,6 +206,7 @@ class Fitted:
         """Vectors as safetensors, records as JSON lines, the rest as JSON; whole or not at all."""
         tensors = {f"vectors/{id}": found.contiguous() for id, found in self.vectors.items()}
         tensors |= {f"modes/{name}": found.cpu().contiguous() for name, found in self.modes.items()}
+        tensors |= {f"contexts/{id}": torch.tensor(ids) for id, ids in self.contexts.items()}
         about = {"recipe": self.recipe.model_dump(mode="json"), "slots": self.slots, "seed": self.seed,
                  "stops": list(self.stops)}  # fmt: skip
         with models.whole_folder(folder) as new:
@@ -210,11 +232,15 @@ class Fitted:
         def under(kind: str) -> dict[str, Tensor]:
             return {n.removeprefix(kind): found for n, found in tensors.items() if n.startswith(kind)}
 
+        contexts = {id: tuple(ids.tolist()) for id, ids in under("contexts/").items()}
         return cls(vectors=under("vectors/"), records=records, modes=under("modes/"), recipe=recipe,
-                   backbone=backbone, **rest)  # fmt: skip
+                   backbone=backbone, contexts=contexts, **rest)  # fmt: skip
 
     def to_peft(self, folder: Path, id: str, mode: str, *, base_model: str, restart: int | None = None) -> None:
-        """[mode, c] as an adapter of PEFT's prompt tuning: `PeftModel.from_pretrained(model, folder)`.
+        """[context, mode, c] as an adapter of PEFT's prompt tuning: `PeftModel.from_pretrained(model, folder)`.
+
+        An adapter is vectors that stand before a text, so the tokens of a context are put in as their embeddings: it
+        is whole without them, and counts them among its `num_virtual_tokens`.
 
         Args:
             folder: is made.
@@ -243,31 +269,59 @@ def joined(parts: Iterable[Fitted]) -> Fitted:
     found = list(parts)
     if not found:
         raise StepwellError("there are no fits to join", "give one at least")
-    first, vectors, records = found[0], {}, []
+    first, vectors, records, contexts = found[0], {}, [], {}
     for part in found:
         if (part.recipe, part.slots, part.seed) != (first.recipe, first.slots, first.seed):
             raise StepwellError("the fits have different recipes, slots or seeds", "join shards of one run only")
         if twice := {r.id for r in part.records} & {r.id for r in records}:
             raise StepwellError(f"problem `{min(twice)}` is in two of the fits", "join shards of one run only")
         vectors.update(part.vectors)
+        contexts.update(part.contexts)
         records.extend(part.records)
     modes = {name: vector for part in found for name, vector in part.modes.items()}
     stops = tuple(sorted({stop for part in found for stop in part.stops}))
-    return replace(first, vectors=vectors, records=tuple(records), modes=modes, stops=stops)
+    return replace(first, vectors=vectors, records=tuple(records), modes=modes, stops=stops, contexts=contexts)
 
 
 @torch.no_grad()
-def decode_from(backbone: Backbone, prompts: Tensor, *, stops: Iterable[int], limits: list[int]) -> list[Decoded]:
-    """Greedy decoding over a cache from prompts (B, T, D) of vectors; a `Decoded` a row."""
+def decode_from(
+    backbone: Backbone, prompts: Sequence[Tensor], *, stops: Iterable[int], limits: Sequence[int]
+) -> list[Decoded]:
+    """Greedy decoding over a cache, of prompts of vectors; those of different lengths are left-padded.
+
+    Args:
+        backbone: in evaluation mode.
+        prompts: (T, D) each, T of any lengths from 1.
+        stops: ids that end a row.
+        limits: new tokens of each at most, the end token among them.
+
+    Returns:
+        One `Decoded` a prompt, in order.
+    """
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    found: dict[int, Decoded] = {}
+    while order:
+        # The longest first: what they need of the columns of one pass says how many go with them.
+        size = max(1, columns_of(backbone, None) // len(prompts[order[-1]]))
+        part, order = order[-size:], order[:-size]
+        written = _decoded(backbone, [prompts[row] for row in part], stops, [limits[row] for row in part])
+        found.update(zip(part, written, strict=True))
+    return [found[row] for row in range(len(prompts))]
+
+
+def _decoded(
+    backbone: Backbone, prompts: Sequence[Tensor], stops: Iterable[int], limits: Sequence[int]
+) -> list[Decoded]:
     parameter = next(backbone.parameters())
-    embeds = prompts.to(device=parameter.device, dtype=parameter.dtype)
-    rows, columns = embeds.shape[:2]
-    positions = torch.arange(columns, device=embeds.device).expand(rows, columns)
-    mask = torch.ones(rows, columns, dtype=torch.bool, device=embeds.device)
+    columns = max(map(len, prompts))
+    padded = torch.stack([pad(prompt, (0, 0, columns - len(prompt), 0)) for prompt in prompts])
+    embeds = padded.to(device=parameter.device, dtype=parameter.dtype)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=embeds.device)
+    mask = torch.arange(columns, device=embeds.device) >= (columns - lengths)[:, None]
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = backbone.new_cache()
     hidden = backbone(embeds, positions=positions, mask=mask, cache=cache, skip=columns - 1)[:, -1]
-    return greedy(backbone, hidden, cache=cache, mask=mask, positions=positions[:, -1] + 1, stop=tuple(stops),
-                  limit=limits)  # fmt: skip
+    return greedy(backbone, hidden, cache=cache, mask=mask, positions=lengths, stop=tuple(stops), limit=limits)
 
 
 def finite(value: float) -> float | None:

@@ -13,30 +13,36 @@ from torch import Tensor
 from stepwell.fitting.objective import AtTargets, at_targets
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.latents.prompt import Prompt, Target, lay_out
-from stepwell.shapes import Backbone
+from stepwell.shapes import Backbone, Cache
 
 
-def pack(lengths: Sequence[int], slots: int, columns: int) -> list[list[int]]:
+def pack(lengths: Sequence[int], slots: int, columns: int, contexts: Sequence[int] | None = None) -> list[list[int]]:
     """Rows put together so that few columns are padding, and no more than `columns` stand in one pass.
 
     Rows of like length share a pass; a pass of its own is worth it where it saves more padded columns than an eighth of
-    `columns`, below which a pass does not use the machine well. Exact, by dynamic programming over the lengths.
+    `columns`, below which a pass does not use the machine well. Exact among the cuts of the rows' order (by context,
+    then by target), by dynamic programming. Rows with a context and rows without one never share a pass.
 
     Args:
         lengths: tokens of each row's target.
-        slots: K; a row has K + length columns.
+        slots: K; a row has context + K + length columns.
         columns: at most; a row that is longer stands alone.
+        contexts: tokens of each row's context; None where no row has one.
 
     Returns:
         Indices of the rows, one list a pass.
     """
-    known = sorted(Counter(lengths).items())
+    keys = list(zip([0] * len(lengths) if contexts is None else contexts, lengths, strict=True))
+    known = sorted(Counter(keys).items())
     best: list[tuple[float, int]] = [(0.0, 0)]
     for end in range(1, len(known) + 1):
-        width, rows, choices = slots + known[end - 1][0], 0, []
+        context, rows, longest, choices = known[end - 1][0][0], 0, 0, []
         for begin in range(end - 1, -1, -1):
-            rows += known[begin][1]
-            choices.append((best[begin][0] + rows * width + columns / 8, begin))
+            (shorter, length), count = known[begin]
+            if context and not shorter:
+                break
+            rows, longest = rows + count, max(longest, length)
+            choices.append((best[begin][0] + rows * (context + slots + longest) + columns / 8, begin))
         best.append(min(choices))
     cuts, end = [], len(known)
     while end:
@@ -44,10 +50,10 @@ def pack(lengths: Sequence[int], slots: int, columns: int) -> list[list[int]]:
         end = best[end][1]
     packed = []
     for begin, end in reversed(cuts):
-        within = {length for length, _ in known[begin:end]}
-        rows_here = [row for row, length in enumerate(lengths) if length in within]
-        rows_here.sort(key=lambda row: lengths[row])
-        size = max(1, columns // (slots + known[end - 1][0]))
+        within = {key for key, _ in known[begin:end]}
+        rows_here = [row for row, key in enumerate(keys) if key in within]
+        rows_here.sort(key=lambda row: keys[row])
+        size = max(1, columns // (slots + known[end - 1][0][0] + max(length for _, length in within)))
         packed += [rows_here[at : at + size] for at in range(0, len(rows_here), size)]
     return packed
 
@@ -78,18 +84,36 @@ class Rows:
 
 
 def rows_of(
-    backbone: Backbone, targets: Sequence[Sequence[Target]], modes: Mapping[str, Tensor], slots: int, columns: int
+    backbone: Backbone,
+    targets: Sequence[Sequence[Target]],
+    modes: Mapping[str, Tensor],
+    slots: int,
+    columns: int,
+    contexts: Sequence[Cache | None] = (),
 ) -> list[Rows]:
-    """The rows of several cases, packed. `targets` has those of each case."""
+    """The rows of several cases, packed.
+
+    Args:
+        backbone: embeds the targets.
+        targets: those of each case.
+        modes: a vector (D,) for each mode.
+        slots: K.
+        columns: of one pass at most, contexts included.
+        contexts: the keys and values of each case's context, None for a case without; none at all where no case has
+            one.
+    """
     flat = [(case, target) for case, each in enumerate(targets) for target in each]
     numbers = {name: number for number, name in enumerate(modes)}
     device = next(backbone.parameters()).device
     found = []
-    for part in pack([len(target.ids) for _, target in flat], slots, columns):
+    before = [contexts[case] if contexts else None for case, _ in flat]
+    lengths = [0 if context is None else context.length for context in before]
+    for part in pack([len(target.ids) for _, target in flat], slots, columns, lengths):
         chosen = [flat[i] for i in part]
+        shown = [context for i in part if (context := before[i]) is not None]
         found.append(
             Rows(
-                prompt=lay_out(backbone, [target for _, target in chosen], modes, slots),
+                prompt=lay_out(backbone, [target for _, target in chosen], modes, slots, shown),
                 case=torch.tensor([case for case, _ in chosen], device=device),
                 mode=torch.tensor([numbers[target.mode] for _, target in chosen], device=device),
                 weight=torch.tensor([target.weight for _, target in chosen], device=device),

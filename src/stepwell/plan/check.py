@@ -111,9 +111,14 @@ def _cycles(plan: Plan) -> Iterator[Problem]:
 
 
 def _gate_axes(plan: Plan, gate: GateSpec, index: int) -> Iterator[Problem]:
+    names = [stage.name for stage in plan.stages]
+    judged = [selector.stage for selector in gate.after if selector.stage in names]
+    known = {axis for name in judged for axis in values(plan, plan.stage(name))}
     for axis, given in gate.each.items():
         at: Keys = ("gates", index, "each", axis)
-        if isinstance(given, str) and given not in plan.axes:
+        if judged and axis not in known:
+            yield Problem(at, f"of the stages of `after`: {unknown('axis', axis, sorted(known))}")
+        elif isinstance(given, str) and given not in plan.axes:
             yield Problem(at, f"{unknown('axis', given, plan.axes)} (a value is written as a list: [{given}])")
         elif not (plan.axes[given] if isinstance(given, str) else given):
             yield Problem(at, "an axis without values makes no gate")

@@ -33,7 +33,7 @@ def _made(plan: Plan, gate: GateSpec) -> Iterator[GateSpec]:
     for point in itertools.product(*axes.values()):
         at = dict(zip(axes, point, strict=True))
         before = gate.before or tuple(Selector(stage=name) for name in held_stages(plan, gate))
-        later = tuple(_later(plan, gate.ladder, axes[gate.ladder], at)) if gate.ladder else ()
+        later = tuple(_later(plan, gate.ladder, axes, at)) if gate.ladder else ()
         criteria = [
             criterion.model_copy(update={"where": {**_shared(plan, criterion.stage, at), **criterion.where}})
             for criterion in gate.criteria
@@ -66,11 +66,17 @@ def _at(plan: Plan, selector: Selector, at: Point) -> Selector:
     return Selector(stage=selector.stage, where={**mine, **selector.where})
 
 
-def _later(plan: Plan, axis: str, given: tuple[Scalar, ...], at: Point) -> Iterator[Selector]:
-    """All jobs at later values of an axis, the rest of the point the same."""
-    after = given[given.index(at[axis]) + 1 :]
+def _later(plan: Plan, axis: str, among: Mapping[str, tuple[Scalar, ...]], at: Point) -> Iterator[Selector]:
+    """All jobs at later values of an axis, the rest of the point the same.
+
+    Not those that serve several points at once, such as the data that two models share: one model that fails would
+    bar them for the other.
+    """
+    after = among[axis][among[axis].index(at[axis]) + 1 :]
     for stage in plan.stages:
         axes = values(plan, stage)
+        if any(len(points) > 1 and other not in axes for other, points in among.items()):
+            continue
         some = tuple(value for value in after if value in axes.get(axis, ()))
         if some:
             rest = {other: (value,) for other, value in _shared(plan, stage.name, at).items() if other != axis}

@@ -12,7 +12,7 @@ from stepwell.errors import StageFailed, StepwellError
 from stepwell.estimate import estimate
 from stepwell.fingerprint import fingerprint, of_spec
 from stepwell.plan import Job, Plan, jobs
-from stepwell.plan.check import params_of
+from stepwell.plan.check import checked, params_of
 from stepwell.plan.expand import expanded
 from stepwell.runner.walk import GO_ON, RunResult, Walk
 from stepwell.spec import data_files
@@ -35,7 +35,7 @@ def run(plan: Plan, folder: Path | str, *, override: str | None = None, needed_b
         StageFailed: jobs failed; all that did not depend on them was run first.
         Interrupted: SIGINT or SIGTERM came; the folder can be gone on with.
     """
-    plan = expanded(plan)
+    plan = expanded(checked(plan))
     among = jobs(plan)
     where = RunFolder(folder)
     make_writable(where.path)

@@ -19,19 +19,20 @@ from stepwell.fitting.state import Space
 from stepwell.latents.prompt import Problem, Target, fault_of, problem_of
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.pairs import examples
+from stepwell.studies.imprint.pairs import context_of, examples
 from stepwell.studies.imprint.params import BaselineParams
 from stepwell.tasks.base import QA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One target after one beginning: a first vector (D,) and those that follow (K, D), K from 0."""
+    """One target after one beginning: a context, a first vector (D,) and those that follow (K, D), K from 0."""
 
     key: tuple[str, str, str]
     target: Target
     first: Tensor
     rest: Tensor
+    context: tuple[int, ...]
 
 
 def baselines(params: BaselineParams, ctx: StageContext) -> None:
@@ -40,21 +41,25 @@ def baselines(params: BaselineParams, ctx: StageContext) -> None:
     space = Space.of(backbone, FitRecipe(init="table"))
     asked: list[Asked] = []
     rows: list[tuple[QA, str, int | None, str]] = []
+    shown = context_of(ctx)
     for item in examples(ctx):
+        context = shown(item)
         for mode in item.targets():
-            target, fault = target_of(backbone, item, mode, modes, params.slots)
+            target, fault = target_of(backbone, item, mode, modes, params.slots, context)
             rows.append((item, mode, target and len(target.ids), fault))
             if target is not None:
-                asked += _beginnings(params, ctx, backbone, space, item, target, modes)
+                asked += _beginnings(params, ctx, backbone, space, item, target, modes, tuple(_ids(backbone, context)))
     nats = _nats(backbone, asked)
     for item, mode, tokens, fault in rows:
         _write(params, ctx, item.id, mode, tokens, nats.get((item.id, mode), {}), fault)
 
 
-def target_of(backbone: Any, item: QA, mode: str, modes: Mapping[str, Tensor], slots: int) -> tuple[Target | None, str]:
-    """The target of one mode, or None and what makes it impossible."""
+def target_of(
+    backbone: Any, item: QA, mode: str, modes: Mapping[str, Tensor], slots: int, context: str = ""
+) -> tuple[Target | None, str]:
+    """The target of one mode, or None and what makes it impossible, after a context where there is one."""
     try:
-        problem = problem_of(backbone, item.id, {mode: item.targets()[mode]})
+        problem = problem_of(backbone, item.id, {mode: item.targets()[mode]}, context=context)
     except StepwellError as error:
         return None, error.cause
     fault = fault_of(backbone, problem, modes, slots)
@@ -63,9 +68,12 @@ def target_of(backbone: Any, item: QA, mode: str, modes: Mapping[str, Tensor], s
 
 def _beginnings(
     params: BaselineParams, ctx: StageContext, backbone: Any, space: Space, item: QA, target: Target,
-    modes: Mapping[str, Tensor],
+    modes: Mapping[str, Tensor], context: tuple[int, ...],
 ) -> list[Asked]:  # fmt: skip
-    """Everything that the target is measured after; what does not fit into the model's positions is left out."""
+    """Everything that the target is measured after; what does not fit into the model's positions is left out.
+
+    All of it stands after the same context, so that none of it is compared with a fit that knows more or less.
+    """
     mode, first = target.mode, modes[target.mode]
     seeds = torch.tensor([seed_of(ctx.seed, f"{item.id}/{mode}", draw) for draw in range(params.draws)])
     drawn = space.begin(seeds.to(first.device), params.slots)
@@ -75,14 +83,15 @@ def _beginnings(
     if mode == "answer" and item.question:
         found.append(("full_context", first, _embedded(backbone, _ids(backbone, item.question))))
     prompt = params.prompts.get(target.mode)
-    if prompt is not None and item.question:
+    if prompt and item.question:
         ids = _ids(backbone, prompt.replace("{question}", item.question).replace("{answer}", item.answer or ""))
         embedded = _embedded(backbone, ids)
         found.append(("text_prompt", embedded[0], embedded[1:]))
     known = backbone.max_positions
     return [
-        Asked(key=(item.id, mode, name), target=target, first=start, rest=rest) for name, start, rest in found
-        if known is None or len(rest) + len(target.ids) <= known
+        Asked(key=(item.id, mode, name), target=target, first=start, rest=rest, context=context)
+        for name, start, rest in found
+        if known is None or len(context) + len(rest) + len(target.ids) <= known
     ]  # fmt: skip
 
 
@@ -103,7 +112,9 @@ def _nats(backbone: Any, asked: Sequence[Asked]) -> dict[tuple[str, str], dict[s
         groups[len(each.rest), each.target.mode, each.first.float().cpu().numpy().tobytes()].append(each)
     found: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for (_, mode, _), group in groups.items():
-        problems = [Problem(id="/".join(each.key), targets=(each.target,)) for each in group]
+        problems = [
+            Problem(id="/".join(each.key), targets=(each.target,), context=each.context) for each in group
+        ]  # fmt: skip
         numbers = measure(backbone, problems, [each.rest for each in group], modes={mode: group[0].first})
         for each, one in zip(group, numbers, strict=True):
             found[each.key[:2]][each.key[2]] = one.nats[mode]

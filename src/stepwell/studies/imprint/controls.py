@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from stepwell.latents.prompt import Problem, problem_of
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import best_vectors, fitted
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.pairs import examples, scorer
+from stepwell.studies.imprint.pairs import context_of, examples, scorer
 from stepwell.studies.imprint.params import ControlParams
 from stepwell.tasks.base import QA
 
@@ -78,16 +79,29 @@ def matched(vectors: Tensor, seed: int) -> Tensor:
     return vectors.mean() + vectors.std() * drawn
 
 
+def donors_of(items: Sequence[QA]) -> dict[str, str]:
+    """Pair -> the pair whose c it is read from: the next in a ring with which it shares no text.
+
+    A c that holds the same answer, as those of 2+3 and 4+1 do, would write it rightly and say nothing.
+    """
+    found = {}
+    for place, item in enumerate(items):
+        mine = set(item.targets().values())
+        ring = [*items[place + 1 :], *items[:place]]
+        donor = next((other.id for other in ring if not mine & set(other.targets().values())), None)
+        if donor is not None:
+            found[item.id] = donor
+    return found
+
+
 def _controls(
     ctx: StageContext, backbone: Any, modes: Mapping[str, Tensor], items: Sequence[QA], vectors: Mapping[str, Tensor],
     random: Mapping[str, Tensor],
 ) -> None:  # fmt: skip
-    names = [item.id for item in items]
-    # The neighbour's, in a ring: no pair gets its own unless it is the only one.
-    donors = dict(zip(names, names[1:] + names[:1], strict=True)) if len(names) > 1 else {}
+    donors, shown = donors_of(items), context_of(ctx)
     asked: list[tuple[Problem, str, str | None, Tensor]] = []
     for item in items:
-        problem = problem_of(backbone, item.id, item.targets())
+        problem = problem_of(backbone, item.id, item.targets(), context=shown(item))
         asked += [(problem, "own", None, vectors[item.id]), (problem, "random", None, random[item.id])]
         if item.id in donors:
             asked.append((problem, "shuffled", donors[item.id], vectors[donors[item.id]]))
@@ -104,12 +118,17 @@ def _rows(
     params: ControlParams, backbone: Any, every: Sequence[QA], items: Sequence[QA], vectors: Mapping[str, Tensor],
     random: Mapping[str, Tensor],
 ) -> Iterator[Row]:  # fmt: skip
-    """Each question that is asked: once without a c, and after the c of each pair it goes with."""
+    """Each question that is asked: once without a c, and after the c of each pair it goes with.
+
+    Questions that do not fit into the model's positions behind a c are asked of nobody.
+    """
     asked: dict[str, Tensor] = {}
+    slots = max((len(c) for c in vectors.values()), default=0)
     for place, item in enumerate(items):
         at = next(i for i, other in enumerate(every) if other.id == item.id)
         others = [other for other in [*every[at + 1 :], *every[:at]] if other.question and other.answer]
-        for other in others[: params.questions]:
+        fitting = (other for other in others if _fits(params, backbone, other, slots))
+        for other in islice(fitting, params.questions):
             if other.id not in asked:
                 asked[other.id] = _embedded(backbone, params.prompt, other)
                 yield Row(item=other, pair=None, condition="without", embeds=asked[other.id])
@@ -118,18 +137,34 @@ def _rows(
                 yield Row(item=other, pair=items[place].id, condition=condition, embeds=embeds)
 
 
+def _fits(params: ControlParams, backbone: Any, item: QA, slots: int) -> bool:
+    """Whether c, the question and either answer, the gold one and the written one, have positions."""
+    if backbone.max_positions is None:
+        return True
+    longest = max(params.limit, len(_gold(backbone, item)))
+    return slots + len(_prompt_ids(backbone, params.prompt, item)) + longest <= backbone.max_positions
+
+
+def _prompt_ids(backbone: Any, prompt: str, item: QA) -> list[int]:
+    context = f"{item.context}\n" if item.context else ""
+    text = prompt.replace("{question}", item.question).replace("{context}", context)
+    return list(backbone.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _gold(backbone: Any, item: QA) -> list[int]:
+    return list(backbone.tokenizer.encode(f" {item.answer}", add_special_tokens=False))
+
+
 @torch.no_grad()
 def _embedded(backbone: Any, prompt: str, item: QA) -> Tensor:
-    context = f"{item.context}\n" if item.context else ""
-    text = prompt.replace("{context}", context).replace("{question}", item.question)
-    ids = backbone.tokenizer.encode(text, add_special_tokens=False)
+    ids = _prompt_ids(backbone, prompt, item)
     return backbone.embed(torch.tensor([ids], device=next(backbone.parameters()).device))[0]
 
 
 @torch.no_grad()
 def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float, str]]:
     """Of each row: nats a token of the gold answer (after a space), and the first line that is written instead."""
-    golds = [backbone.tokenizer.encode(f" {row.item.answer}", add_special_tokens=False) for row in rows]
+    golds = [_gold(backbone, row.item) for row in rows]
     longest = max(len(row.embeds) for row in rows)
     device = rows[0].embeds.device
     padded = torch.stack([F.pad(row.embeds, (0, 0, longest - len(row.embeds), 0)) for row in rows])

@@ -8,9 +8,11 @@ denominators, and numbers that differ in their last digits.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
 from stepwell.fitting.loop import fit
+from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.result import Fitted, Record
 from stepwell.latents.prompt import Problem, problem_of
 from stepwell.stage import Input, StageContext
@@ -28,7 +31,7 @@ from stepwell.store import write_atomically
 from stepwell.studies.imprint.baselines import bars_of
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.outcomes import write_outcomes
-from stepwell.studies.imprint.pairs import examples
+from stepwell.studies.imprint.pairs import context_of, examples
 from stepwell.studies.imprint.params import Abandon, FitParams
 from stepwell.tasks.base import QA
 
@@ -44,7 +47,7 @@ class Asked:
         items: the pairs.
         problems: what is fitted: one a pair, or one a pair and mode (`apart`).
         faults: problem id -> why its text has no tokens that the model could write.
-        bars: problem id -> mode -> nats a token.
+        bars: problem id -> mode -> nats a token; a mode that could not be measured has none.
         baselines: (pair, mode) -> its baseline record.
     """
 
@@ -54,6 +57,16 @@ class Asked:
     bars: Mapping[str, Mapping[str, float]]
     baselines: Mapping[tuple[str, str], Mapping[str, Any]]
 
+    def whole_bars(self) -> dict[str, Mapping[str, float]]:
+        """Those of the problems that have one for each mode: whether the others converge is not known."""
+        modes = {problem.id: {target.mode for target in problem.targets} for problem in self.problems}
+        return {id: bars for id, bars in self.bars.items() if modes.get(id, set()) <= bars.keys()}
+
+    def pairs(self) -> dict[str, str]:
+        """Problem id -> the id of its pair."""
+        known = {item.id for item in self.items}
+        return {p.id: p.id if p.id in known else p.id.rpartition("/")[0] for p in self.problems}
+
 
 def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     """Fit every pair; write one record a restart, a target and a pair, and the vectors as safetensors."""
@@ -62,10 +75,14 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
         ctx.save({"begun": True})  # from here on, what is kept of each restart survives a kill
     backbone, modes = loaded(ctx)
     asked = asked_of(params, ctx, backbone)
-    slots = int(ctx.job.axes.get("slots", params.slots))
+    for torn in ctx.folder.glob(f".{VECTORS}-*"):
+        shutil.rmtree(torn)  # a kill came while the fit was being saved
     kept = Kept(ctx.folder / "ended")
     before = list(kept.read())
-    watch = Watch(abandon=params.abandon, params=params, total=len(asked.problems) * params.recipe.restarts)
+    watch = Watch(
+        abandon=params.abandon, recipe=params.recipe, pairs=asked.pairs(),
+        total=len(asked.problems) * params.recipe.restarts,
+    )  # fmt: skip
     for record, _ in before:
         watch.see(record)
 
@@ -75,8 +92,8 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
         ctx.progress(watch.ended, watch.total, exact=watch.exact)
 
     found = fit(
-        backbone, asked.problems, slots=slots, recipe=params.recipe, modes=modes, seed=ctx.seed, columns=params.columns,
-        bars=asked.bars, impossible="record", resume=before, finished=finished,
+        backbone, asked.problems, slots=slots_of(params, ctx), recipe=params.recipe, modes=modes, seed=ctx.seed,
+        columns=params.columns, bars=asked.whole_bars(), impossible="record", resume=before, finished=finished,
         stop=lambda: watch.abandoned is not None or ctx.stop_asked(), check=False,
     )  # fmt: skip
     ctx.stop_if_asked()
@@ -87,19 +104,24 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     kept.remove()
 
 
+def slots_of(params: FitParams, ctx: StageContext) -> int:
+    """K of a job."""
+    return int(ctx.job.axes.get("slots", params.slots))
+
+
 def asked_of(params: FitParams, ctx: StageContext, backbone: Any) -> Asked:
     """The problems of a job, with their bars."""
     (measured,) = ctx.inputs["baselines"]
     rows = list(measured.records("baseline"))
     items = examples(ctx, params.items)
-    more = _paraphrases(ctx) if params.paraphrases else {}
-    problems, faults = [], {}
+    more = _usable(backbone, wordings(ctx), slots_of(params, ctx)) if params.paraphrases else {}
+    problems, faults, shown = [], {}, context_of(ctx)
     for item in items:
         texts = {mode: (text, *more.get(item.id, {}).get(mode, ())) for mode, text in item.targets().items()}
         parts = {item.id: texts} if params.together else {f"{item.id}/{mode}": {mode: texts[mode]} for mode in texts}
         for name, wanted in parts.items():
             try:
-                problems.append(weighted(problem_of(backbone, name, wanted)))
+                problems.append(weighted(problem_of(backbone, name, wanted, context=shown(item))))
             except StepwellError as error:
                 problems.append(Problem(id=name, targets=()))
                 faults[name] = error.cause
@@ -121,12 +143,33 @@ def weighted(problem: Problem) -> Problem:
     )
 
 
-def _paraphrases(ctx: StageContext) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
-    for given in ctx.inputs["paraphrase"]:
+Wordings = dict[str, dict[str, tuple[str, ...]]]
+
+
+def wordings(ctx: StageContext) -> Wordings:
+    """Pair -> mode -> paraphrases, where the job has a stage `paraphrase` among its inputs."""
+    found: Wordings = {}
+    for given in ctx.inputs.get("paraphrase", ()):
         for row in given.records("paraphrase"):
             found.setdefault(row["id"], {})[row["mode"]] = tuple(row["texts"])
     return found
+
+
+def _usable(backbone: Any, given: Wordings, slots: int) -> Wordings:
+    """Without the wordings that the model cannot write: they must not cost the pair its own texts."""
+
+    def fits(mode: str, text: str) -> bool:
+        try:
+            problem = problem_of(backbone, "", {mode: text})
+        except StepwellError:
+            return False
+        known = backbone.max_positions
+        return known is None or slots + problem.longest <= known
+
+    return {
+        id: {mode: tuple(text for text in texts if fits(mode, text)) for mode, texts in by_mode.items()}
+        for id, by_mode in given.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -154,27 +197,34 @@ class Kept:
                 ) from error
 
     def remove(self) -> None:
-        """Drop them, when the fit is saved as a whole."""
-        for path in self.folder.glob("*.safetensors"):
-            path.unlink()
+        """Drop them, when the fit is saved as a whole; and what a kill left half written."""
         if self.folder.exists():
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)
 
 
 @dataclass(kw_only=True)
 class Watch:
-    """Counts what ends, and gives a fit up when too few problems converge.
+    """Counts what ends, and gives a fit up when too few pairs converge.
 
-    Problems that are exact end first, so the share seen so far is rather too high: it never gives up too early.
+    Pairs that are exact end first, so the share seen so far is rather too high: it never gives up too early. A pair
+    whose modes have vectors of their own converges when all of them do.
+
+    Attributes:
+        abandon: when to give up; None = never.
+        recipe: of the fit.
+        pairs: problem id -> the id of its pair.
+        total: restarts of all problems.
     """
 
     abandon: Abandon | None
-    params: FitParams
+    recipe: FitRecipe
+    pairs: Mapping[str, str]
     total: int
     ended: int = 0
     exact: int = 0
     abandoned: str | None = None
     _seen: dict[str, list[Record]] = field(default_factory=dict)
+    _parts: dict[str, list[bool]] = field(default_factory=dict)
     _settled: int = 0
     _converged: int = 0
 
@@ -184,13 +234,21 @@ class Watch:
         self.exact += record.all_exact
         mine = self._seen.setdefault(record.id, [])
         mine.append(record)
-        recipe = self.params.recipe
-        if len(mine) < recipe.restarts and not (recipe.until_exact and record.all_exact):
+        if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
+            return
+        pair = self.pairs[record.id]
+        parts = self._parts.setdefault(pair, [])
+        parts.append(any(each.converged or each.all_exact for each in mine))
+        if len(parts) < self._parts_of[pair]:
             return
         self._settled += 1
-        self._converged += any(each.converged or each.all_exact for each in mine)
+        self._converged += all(parts)
         if self.abandon is not None and self._settled >= self.abandon.after and self.abandoned is None:
             self._look(self.abandon)
+
+    @cached_property
+    def _parts_of(self) -> Counter[str]:
+        return Counter(self.pairs.values())
 
     def _look(self, rule: Abandon) -> None:
         from stepwell.stats import proportion_sequence
@@ -198,7 +256,7 @@ class Watch:
         found = proportion_sequence(self._converged, self._settled, rule.confidence)
         if found.high is not None and found.high < rule.below:
             self.abandoned = (
-                f"{self._converged} of {self._settled} problems converged, at most {found.high:.1%} at "
+                f"{self._converged} of {self._settled} pairs converged, at most {found.high:.1%} at "
                 f"{rule.confidence:.0%} over all looks; below {rule.below:.0%} the fit is given up"
             )
 
@@ -206,6 +264,11 @@ class Watch:
 def fit_input(ctx: StageContext) -> Input:
     """The job that a later stage reads its vectors from: `paraphrased` where there was one, else `joint`."""
     (made,) = ctx.inputs["paraphrased"] if "paraphrased" in ctx.inputs else ctx.inputs["joint"]
+    if not made.job.params["together"]:
+        raise StepwellError(
+            f"{made.job.id} fitted each mode by itself, so no pair has a c of its own",
+            f"Set {made.job.stage}.together=true.",
+        )
     return made
 
 

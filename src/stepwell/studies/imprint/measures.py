@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from stepwell.analysis import imprint as analysis
+from stepwell.errors import StepwellError
 from stepwell.fitting.loop import fit
 from stepwell.fitting.measuring import measure
 from stepwell.fitting.result import FINAL, Fitted
-from stepwell.latents.prompt import Problem, problem_of
+from stepwell.latents.prompt import Problem, fault_of, problem_of
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import best_vectors, fit_input, fitted
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.pairs import examples
+from stepwell.studies.imprint.pairs import context_of, examples
 from stepwell.studies.imprint.params import MeasureParams, SmallestParams
 from stepwell.tasks.base import QA
 
@@ -53,9 +54,10 @@ def measures(params: MeasureParams, ctx: StageContext) -> None:
     vectors = best_vectors(found, items)
     _gains(ctx, backbone, items, found, vectors)
     some = [item for item in items if item.id in vectors][: params.items or None]
-    table = _table(backbone)
+    table, shown = _table(backbone), context_of(ctx)
     for done, item in enumerate(some, 1):
-        reading = Reading(backbone, problem_of(backbone, item.id, item.targets()), modes)
+        problem = problem_of(backbone, item.id, item.targets(), context=shown(item))
+        reading = Reading(backbone, problem, modes)
         _robust(params, ctx, item.id, reading, vectors[item.id])
         _place(ctx, backbone, item.id, vectors[item.id], table)
         _line(params, ctx, item.id, reading, found)
@@ -74,8 +76,9 @@ def _gains(ctx: StageContext, backbone: Any, items: Sequence[QA], found: Fitted,
             nothing, row = base[item.id, mode]["nothing"], targets[item.id, mode]
             nats, tokens = row["nats"], row["tokens"]
             if nothing is None or nats is None or tokens is None:
+                why = "the pair has no fitted vectors" if nats is None else "what it costs without vectors is not known"
                 ctx.write("gain", id=item.id, mode=mode, bits=None, bits_per_slot=None, bits_per_token=None,
-                          tokens=tokens, why="the pair has no fitted vectors")  # fmt: skip
+                          tokens=tokens, why=why)  # fmt: skip
                 continue
             gain = analysis.information_gain(nothing * tokens, nats * tokens, slots=found.slots, tokens=tokens)
             ctx.write("gain", id=item.id, mode=mode, bits=gain.bits, bits_per_slot=gain.bits_per_slot,
@@ -141,18 +144,38 @@ def _similarity(ctx: StageContext, vectors: Mapping[str, Tensor]) -> None:
 
 
 def smallest(params: SmallestParams, ctx: StageContext) -> None:
-    """Search the fewest slots for each of the first pairs."""
+    """Search the fewest slots for each of the first pairs; a kill costs the search of one pair."""
+    before = (ctx.restored() or {"done": 0})["done"]
     backbone, modes = loaded(ctx)
-    items = examples(ctx, params.items)
-    for done, item in enumerate(items, 1):
-        problem = problem_of(backbone, item.id, item.targets())
+    items, shown = examples(ctx, params.items), context_of(ctx)
+    for done, item in enumerate(items[before:], before + 1):
+        problem, fault = _possible(backbone, item, modes, shown(item))
+        if problem is None:
+            ctx.write("smallest", id=item.id, slots=None, tried=[], why=fault)
+            continue
 
         def holds(slots: int, problem: Problem = problem) -> bool:
-            found = fit(backbone, [problem], slots=slots, recipe=params.recipe, modes=modes, seed=ctx.seed, check=False)
+            found = fit(
+                backbone, [problem], slots=slots, recipe=params.recipe, modes=modes, seed=ctx.seed, impossible="record",
+                check=False,
+            )  # fmt: skip
             ctx.stop_if_asked()
             return any(record.all_exact for record in found.records)
 
         found = analysis.smallest_slots(holds, highest=params.highest)
         ctx.write("smallest", id=item.id, slots=found.slots, tried=[[k, v] for k, v in found.tried.items()],
                   why=found.why)  # fmt: skip
+        ctx.save({"done": done})
         ctx.progress(done, len(items))
+
+
+def _possible(
+    backbone: Any, item: QA, modes: Mapping[str, Tensor], context: str
+) -> tuple[Problem, None] | tuple[None, str]:
+    """A pair as a problem, or what makes it impossible even with one slot."""
+    try:
+        problem = problem_of(backbone, item.id, item.targets(), context=context)
+    except StepwellError as error:
+        return None, error.cause
+    fault = fault_of(backbone, problem, modes, slots=1)
+    return (problem, None) if fault is None else (None, fault)

@@ -71,7 +71,7 @@ def check(params: ModelParams, ctx: StageContext) -> None:
             raise
         missing = error.cause
         backbone = scratch(one.otherwise, one.precision, ctx.device)
-    modes = mode_vectors(backbone, dict(params.modes))
+    modes = _modes(backbone, params, fallback=missing is not None)
     ctx.write(
         "model", name=one.name, fallback=missing is not None, why=missing, width=backbone.width,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()), vocabulary=backbone.vocabulary,
@@ -97,4 +97,10 @@ def loaded(ctx: StageContext) -> tuple[HFBackbone, dict[str, Tensor]]:
         backbone = scratch(one.otherwise, one.precision, ctx.device)
     else:
         backbone = HFBackbone.load(one.name, precision=one.precision, device=ctx.device)
-    return backbone, mode_vectors(backbone, dict(params.modes))
+    return backbone, _modes(backbone, params, fallback=fallback)
+
+
+def _modes(backbone: HFBackbone, params: ModelParams, *, fallback: bool) -> dict[str, Tensor]:
+    """The mode vectors. The fallback knows no words: it gets bytes from 255 down, which no UTF-8 text holds."""
+    spare = {name: 255 - place for place, name in enumerate(params.modes)}
+    return mode_vectors(backbone, spare if fallback else dict(params.modes))

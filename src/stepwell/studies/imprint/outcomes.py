@@ -43,7 +43,7 @@ def write_outcomes(params: FitParams, ctx: StageContext, asked: Asked, found: Fi
         for part in parts:
             for mode in part.modes:
                 zeros.append(_target(ctx, asked, item.id, mode, part))
-        against.append(_pair(ctx, item.id, parts))
+        against.append(_pair(ctx, asked, item.id, parts))
     leak = leak_check([zero for zero in zeros if zero is not None], limit=params.most_zero)
     share = leak.share
     ctx.write(
@@ -78,7 +78,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
             "restart", id=id, mode=mode, restart=record.restart, seed=record.seed, end=record.end,
             detail=part.fault or record.detail, steps=record.steps, nats=nats, exact=_of(record.exact, mode),
             held=_of(record.held, mode), tokens=_of(record.tokens, mode), lead=_of(record.lead, mode),
-            converged=_converged(asked, part, mode, nats), zero=_zero(nats),
+            converged=_converged(asked, part, record, mode), zero=_zero(nats),
             health=health and health.shape, health_why="not fitted" if health is None else health.why,
         )  # fmt: skip
     best, base = part.best, asked.baselines.get((id, mode), {})
@@ -92,7 +92,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
     health = curve_health([value for _, value in (best.curve or {}).get(mode, ())])
     against = base.get("full_context") if base.get("full_context") is not None else base.get("text_prompt")
     ctx.write(
-        "target", id=id, mode=mode, restart=best.restart, converged=bool(_converged(asked, part, mode, nats)),
+        "target", id=id, mode=mode, restart=best.restart, converged=bool(_converged(asked, part, best, mode)),
         exact=bool(_of(best.exact, mode)), nats=nats, tokens=_of(best.tokens, mode), held=_of(best.held, mode),
         steps=best.steps, ratio_to_random=_ratio(nats, base.get("random")), ratio_to_baseline=_ratio(nats, against),
         zero=_zero(nats), health=health.shape, end=best.end, detail=part.detail,
@@ -100,7 +100,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
     return _zero(nats)
 
 
-def _pair(ctx: StageContext, id: str, parts: Sequence[Part]) -> float | None:
+def _pair(ctx: StageContext, asked: Asked, id: str, parts: Sequence[Part]) -> float | None:
     """The record of a pair; the correlation of its two modes' losses."""
     best = parts[0].best
     together = len(parts) == 1
@@ -112,7 +112,8 @@ def _pair(ctx: StageContext, id: str, parts: Sequence[Part]) -> float | None:
         found = conflict(first, second)
     ctx.write(
         "pair", id=id, restart=best.restart if together else None,
-        converged=all(bool(part.best.converged) for part in parts), exact=all(part.best.all_exact for part in parts),
+        converged=all(bool(_converged(asked, part, part.best, mode)) for part in parts for mode in part.modes),
+        exact=all(part.best.all_exact for part in parts),
         steps=None if any(part.best.steps is None for part in parts) else sum(part.best.steps or 0 for part in parts),
         end=best.end if together else None, detail=next((part.detail for part in parts if part.detail), None),
         gradient_cosine=best.gradient_cosine if together else None, opposed=best.opposed if together else None,
@@ -125,9 +126,12 @@ def _of(values: Mapping[str, Any] | None, mode: str) -> Any:
     return None if values is None else values.get(mode)
 
 
-def _converged(asked: Asked, part: Part, mode: str, nats: float | None) -> bool | None:
-    bar = asked.bars.get(part.problem, {}).get(mode)
-    return None if nats is None or bar is None else nats < bar
+def _converged(asked: Asked, part: Part, record: Record, mode: str) -> bool | None:
+    """Below the bar, or exact: a fit retires the moment it is, often before its loss has come down to the bar."""
+    bar, nats = asked.bars.get(part.problem, {}).get(mode), (record.nats or {}).get(mode)
+    if nats is None:
+        return None
+    return bool(_of(record.exact, mode)) or (None if bar is None else nats < bar)
 
 
 def _zero(nats: float | None) -> bool | None:

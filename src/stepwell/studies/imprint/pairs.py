@@ -52,7 +52,8 @@ def _facts(tier: Facts, seed: int) -> list[QA]:
 
 
 def _squad(tier: Squad, seed: int) -> list[QA]:
-    return squad.load_squad(tier.file or tier.hub, split=tier.split)
+    # With those that have no answer: they are no pairs, and are counted as left out.
+    return squad.load_squad(tier.file or tier.hub, split=tier.split, unanswerable=True)
 
 
 def _openqa(tier: OpenQA, seed: int) -> list[QA]:
@@ -90,9 +91,8 @@ def make(params: DataParams, ctx: StageContext) -> None:
     tier = params.tiers[name]
     items, left_out = load_pairs(tier, params.draw)
     held = [[item.id, item.question, list(item.answers), item.context] for item in items]
-    source = str(getattr(tier, "file", None) or getattr(tier, "hub", None) or "generated")
     ctx.write(
-        "dataset", set=name, n=len(items), sha256=fingerprint(held), source=source, family=None,
+        "dataset", set=name, n=len(items), sha256=fingerprint(held), source=_source(tier), family=None,
         task=_task(tier), left_out=left_out,
     )  # fmt: skip
     for item in items:
@@ -100,6 +100,14 @@ def make(params: DataParams, ctx: StageContext) -> None:
             "example", id=item.id, question=item.question, answer=item.answer, answers=list(item.answers),
             context=item.context,
         )  # fmt: skip
+
+
+def _source(tier: Tier) -> str:
+    """Where the pairs come from: a file, a hub set, a set of a package, or a generator."""
+    if isinstance(tier, Facts):
+        return "stepwell"
+    named = [getattr(tier, field, None) for field in ("file", "hub", "source")]
+    return str(next((each for each in (*named, HUBS.get(_task(tier))) if each), "generated"))
 
 
 def _task(tier: Tier) -> str:
@@ -114,6 +122,18 @@ def examples(ctx: StageContext, items: int = 0) -> list[QA]:
         for row in data.records("example")
     ]
     return found[:items] if items else found
+
+
+def context_of(ctx: StageContext) -> Callable[[QA], str]:
+    """Pair -> what stands before the mode vector in its rows; "" where nothing does, as in most tiers."""
+    (data,) = ctx.inputs["data"]
+    tier = DataParams.model_validate(dict(data.job.params)).tiers[str(data.job.axes["tier"])]
+
+    def context(item: QA) -> str:
+        # What follows begins after an empty line, as each of ARC's demonstrations does.
+        return f"{item.context}\n\n" if tier.in_context and item.context else ""
+
+    return context
 
 
 def scorer(ctx: StageContext) -> Scorer:

