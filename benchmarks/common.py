@@ -56,6 +56,16 @@ def timed(work: Callable[[], Any], kind: str = "wall") -> float:
     return clock(kind) - began
 
 
+def matmul_peak(threads: int) -> float:
+    """Matrix-product FLOP/s of this machine with so many threads, measured now."""
+    import torch
+
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    left @ right
+    seconds = min(timed(lambda: left @ right) for _ in range(10))
+    return 2 * 1024**3 / seconds
+
+
 def in_pairs(a: Callable[[], Any], b: Callable[[], Any], *, pairs: int, kind: str) -> Pairs:
     """Time A and B in turn; warm both up before, where that is wanted."""
     seconds = [(timed(a, kind), timed(b, kind)) for _ in range(pairs)]

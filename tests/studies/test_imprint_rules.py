@@ -23,7 +23,8 @@ from stepwell.studies.imprint.controls import donors_of, matched
 from stepwell.studies.imprint.fits import Asked, Kept, Watch, weighted
 from stepwell.studies.imprint.models import ByteTokenizer
 from stepwell.studies.imprint.outcomes import POINTS, thinned
-from stepwell.studies.imprint.params import Abandon, BaselineParams, CheckParams
+from stepwell.studies.imprint.pairs import load_pairs
+from stepwell.studies.imprint.params import Abandon, BaselineParams, CheckParams, Facts
 from stepwell.studies.imprint.spotcheck import Said, judged
 from stepwell.tasks import arithmetic, squad
 from stepwell.tasks.base import QA
@@ -329,3 +330,9 @@ def test_bytes_there_and_back() -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode([*ids, tokenizer.eos_token_id]) == text
     assert len(tokenizer) == 257 and max(ids) < 248, "bytes from 248 on stand in no text: modes may have them"
+
+
+def test_the_facts_that_come_with_stepwell_are_questions_with_short_answers() -> None:
+    found, left_out = load_pairs(Facts(n=40), 0)
+    assert len(found) == len({item.question for item in found}) == 40 and left_out == 0
+    assert all(item.question.endswith("?") and item.answer and len(item.answer.split()) <= 3 for item in found)

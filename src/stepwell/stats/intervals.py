@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -238,4 +238,8 @@ def proportion(
     if array.size and np.ptp(array) == 0:
         units = len(set(clusters))
         return wilson(float(array[0]) * units, units, confidence)
-    return bootstrap_mean(array, confidence, clusters=clusters, seed=seed)
+    found = bootstrap_mean(array, confidence, clusters=clusters, seed=seed)
+    if found.low is None or found.high is None:
+        return found
+    # Of few clusters the interval is Student's, which knows no bounds.
+    return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))

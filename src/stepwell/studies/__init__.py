@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from stepwell.studies.imprint import kinds as _imprint
+from stepwell.studies.qa import params as _qa
+from stepwell.studies.squeeze import params as _squeeze
 from stepwell.studies.thoughts import analysis_params as _analyses
 from stepwell.studies.thoughts import params as _thoughts
 
 __all__ = ["KINDS"]
 
-KINDS = (*_thoughts.KINDS, *_analyses.KINDS, *_imprint.KINDS)
+KINDS = (*_thoughts.KINDS, *_analyses.KINDS, *_imprint.KINDS, *_qa.KINDS, *_squeeze.KINDS)
 """The kinds of stage that ship with Stepwell."""

@@ -47,8 +47,8 @@ def every_pair(tier: Tier, seed: int) -> list[QA]:
 
 
 def _facts(tier: Facts, seed: int) -> list[QA]:
-    with as_file(files("stepwell.tasks") / "facts.json") as path:
-        return squad.load_squad(path)
+    with as_file(files("stepwell.tasks") / "facts.jsonl") as path:
+        return openqa.load_openqa(path)
 
 
 def _squad(tier: Squad, seed: int) -> list[QA]:

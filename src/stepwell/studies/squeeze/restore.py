@@ -1,0 +1,115 @@
+"""The stages `squeeze.restore` and `squeeze.refine`: compressors of the whole corpus, restorers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stepwell.errors import StepwellError
+from stepwell.latents.compressor import Compressor, token_counts
+from stepwell.latents.contract import Contract
+from stepwell.latents.restorer import Restorer, reconstruction
+from stepwell.latents.restorer_specs import RestoringRecipe
+from stepwell.latents.restoring import Step, train_restorer
+from stepwell.stage import StageContext
+from stepwell.studies.qa.data import read_split
+from stepwell.studies.qa.models import loaded
+from stepwell.studies.squeeze.params import TERMS, Bottleneck, RefineParams, RestoreParams
+
+FILE = "restorer.safetensors"
+MEASURED = ("held", "test")
+TOKENS = 4096
+"""Restored at a time, when they are measured."""
+
+
+def restore(params: RestoreParams, ctx: StageContext) -> None:
+    """Fit the job's compressor and train its restorer; measure what is left of held-out prompts, real tokens only."""
+    state = ctx.restored()
+    contract, arm = loaded(ctx), chosen(params, ctx)
+    backbone, prompts = contract.backbone, prompts_of(contract, ctx, "train")
+    counts = token_counts([prompt[len(contract.bos) :] for prompt in prompts], backbone.vocabulary)
+    dims = int(ctx.job.axes.get("dims", params.dims))
+    compressor = Compressor.fit(
+        embedding_table(backbone), counts, dims, subspace=arm.subspace, whiten=params.whiten, seed=ctx.seed
+    )
+    restorer = Restorer(compressor, arm.restorer)
+    if state is None:
+        ctx.write(
+            "compressor", subspace=arm.subspace, dims=dims, width=compressor.width, explained=compressor.explained,
+            corpus_tokens=int(counts.sum()), distinct=int((counts > 0).sum()),
+        )  # fmt: skip
+    if arm.recipe is not None:
+        _train(params, ctx, contract, restorer, counts, prompts, arm.recipe, state)
+    _finish(ctx, contract, restorer)
+
+
+def refine(params: RefineParams, ctx: StageContext) -> None:
+    """Phase 2 from the restorer that phase 1 left."""
+    state, contract = ctx.restored(), loaded(ctx)
+    (before,) = ctx.inputs["restore"]
+    restorer = Restorer.load(before.folder / FILE).to(next(contract.backbone.parameters()).device)
+    prompts = prompts_of(contract, ctx, "train")
+    counts = token_counts([prompt[len(contract.bos) :] for prompt in prompts], contract.backbone.vocabulary)
+    _train(params, ctx, contract, restorer, counts, prompts, params.recipe, state)
+    _finish(ctx, contract, restorer)
+
+
+def chosen(params: RestoreParams, ctx: StageContext) -> Bottleneck:
+    """The job's arm. Raises StepwellError where the plan does not say what it is."""
+    name = str(ctx.job.axes["arm"])
+    if name not in params.arms:
+        raise StepwellError(f"there is no arm `{name}`; arms: {', '.join(params.arms)}", "name some in `axes.arm`")
+    return params.arms[name]
+
+
+def prompts_of(contract: Contract, ctx: StageContext, name: str) -> list[tuple[int, ...]]:
+    """The prompts of a split, as every arm reads them."""
+    (data,) = ctx.inputs["data"]
+    return [contract.prompt(item) for item in read_split(data.folder, name)]
+
+
+@torch.no_grad()
+def embedding_table(backbone: Any) -> Tensor:
+    """(V, D)."""
+    ids = torch.arange(backbone.vocabulary, device=next(backbone.parameters()).device)
+    return backbone.embed(ids[None])[0].detach()
+
+
+def _train(
+    params: RestoreParams | RefineParams, ctx: StageContext, contract: Contract, restorer: Restorer, counts: Tensor,
+    prompts: Sequence[Sequence[int]], recipe: RestoringRecipe, state: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    def on_step(step: Step) -> None:
+        if step.step % params.log_every == 0 or step.step == recipe.steps or step.skipped:
+            ctx.write("step", **(dict.fromkeys(sorted(TERMS)) | step.fields()))
+        ctx.progress(step.step, recipe.steps, loss=round(step.losses.loss, 4))
+
+    while state is None or state["step"] < recipe.steps:
+        done = 0 if state is None else state["step"]
+        state = train_restorer(
+            restorer, contract.backbone, counts, recipe, prompts=prompts, kept=len(contract.bos), seed=ctx.seed,
+            state=state, until=done + params.checkpoint_every, on_step=on_step,
+        )  # fmt: skip
+        ctx.save(state)
+        ctx.stop_if_asked()
+    if state["step"] == recipe.steps:  # after a resume at the very end, the weights are in the state alone
+        train_restorer(restorer, contract.backbone, counts, recipe, prompts=prompts, kept=len(contract.bos),
+                       seed=ctx.seed, state=state)  # fmt: skip
+
+
+def _finish(ctx: StageContext, contract: Contract, restorer: Restorer) -> None:
+    for name in MEASURED:
+        ids = torch.tensor([i for prompt in prompts_of(contract, ctx, name) for i in prompt[len(contract.bos) :]])
+        found, device = None, next(contract.backbone.parameters()).device
+        for part in ids.split(TOKENS):
+            vectors = contract.backbone.embed(part[None].to(device)).detach()
+            with torch.no_grad():
+                restored = restorer(vectors)
+            one = reconstruction(restored, vectors, torch.ones(1, len(part), dtype=torch.bool, device=device))
+            found = one if found is None else found + one
+        assert found is not None
+        ctx.write("reconstruction", set=name, tokens=len(ids), **found.means())
+    restorer.save(ctx.folder / FILE)
