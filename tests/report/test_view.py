@@ -103,6 +103,33 @@ def test_an_unfinished_run_has_no_answer_yet(new_run: NewRun):
     )
 
 
+def test_a_gate_that_no_other_led_to_leaves_nothing_open(new_run: NewRun):
+    run = new_run()
+    gates = [{"name": "better", "asks": "Is it better?"}, {"name": "alike", "asks": "Is it alike?", "on": "doubt"}]
+    run.plan(gates=gates)
+    found = run.finding("accuracy", value=0.9, low=0.86, high=0.93, threshold=0.7, n=256)
+    run.lines("records/gates.jsonl", [run.verdict("better", "go", [found])])
+    run.lines("events.jsonl", [{"event": "run-done"}])
+    told = headline(run.path)
+    assert told.answer == "“Is it better?”: yes, at 95% confidence; the other gate is not asked."
+    assert "Anything about “Is it alike?” (gate `alike`): it was not asked. No gate led to `doubt`." in told.may_not
+
+
+def test_a_criterion_that_goes_at_any_layer_says_so(new_run: NewRun):
+    run = new_run()
+    run.plan(gates=[{"name": "sane", "asks": "Is it sane?"}])
+    layers = [run.finding("effect", about=f"layer={n}", value=0.9, low=0.8, high=1.0, threshold=0.3) for n in (0, 1)]
+    any_of = {**run.finding("effect", about="step 1", value=None, threshold=0.3, n=300, method="per"), "parts": layers}
+    whole = {
+        **run.finding("effect", about="arm=cot", value=None, threshold=0.3, n=300, method="per"),
+        "parts": [any_of],
+    }
+    run.lines("records/gates.jsonl", [run.verdict("sane", "go", [whole])])
+    (text,) = [text for text in headline(run.path).may if "sane" in text]
+    assert "`effect` (arm=cot, step 1) ≥ 0.3 at one value of layer at least (n 300)" in text
+    assert "in every record" not in text
+
+
 def test_a_point_verdict_allows_no_conclusion(new_run: NewRun):
     run = new_run()
     run.plan(gates=[{"name": "early", "asks": "Is `cot` at 70%?"}])

@@ -67,8 +67,9 @@ def headline(folder: RunData | Path | str) -> Headline:
         answer = f"There is no answer yet: none of {plural(len(rows), 'gate')} has been decided."
         return Headline(tone="muted", answer=answer, may=may, may_not=may_not)
     closing = next((row for row in decided if row.route == "stop"), decided[-1])
-    if closing.route != "stop" and closing is not rows[-1]:
-        left = len(rows) - len(decided)
+    # A gate that no other led to has nothing left to say.
+    left = sum(row.decision not in (*DECISIONS, "not asked") for row in rows)
+    if closing.route != "stop" and left:
         are = "is" if left == 1 else "are"
         answer = (
             f"There is no answer yet: {left} of the {len(rows)} gates {are} not decided; so far, {_counts(decided)}."
@@ -158,6 +159,10 @@ def _shown(leaf: Finding) -> str:
     """`accuracy` (arm=cot) lies in 0.917 to 0.976, wanted ≥ 0.75. The interval, not the estimate."""
     about = f" ({leaf['about']})" if leaf.get("about") else ""
     low, high = leaf.get("low"), leaf.get("high")
+    if leaf.get("method") == "per" and (parts := leaf.get("parts")):
+        field = str(parts[0].get("about") or "").partition("=")[0]
+        goes = f"at one value of {field} at least" if leaf.get("decision") == "go" else f"at no value of {field}"
+        return f"`{leaf.get('metric')}`{about} {wanted(leaf)} {goes} (n {leaf.get('n')})"
     if leaf.get("method") == "fact" or low is None or high is None:
         side = "" if leaf.get("decision") == "go" else "not "
         return (
@@ -175,4 +180,6 @@ def _may_not(row: VerdictRow) -> str:
         return f"Neither yes nor no to {asked}{f': {open_ones}' if open_ones else ''}; at this estimate {more}."
     if row.decision in DECISIONS:
         return f"A sure {row.decision} to {asked}: a point estimate was compared, which carries no confidence."
+    if row.decision == "not asked":
+        return f"Anything about {asked}: it was not asked. {row.reason}"
     return f"Anything about {asked}: it was not decided{f', for {row.reason}' if row.reason else ''}."

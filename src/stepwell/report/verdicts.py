@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,17 +70,21 @@ def verdict_rows(folder: RunData | Path | str) -> tuple[VerdictRow, ...]:
     failed = {str(e.get("gate")): str(e.get("cause") or "") for e in data.events if e.get("event") == "gate-failed"}
     names = dict.fromkeys([*planned, *last])
     ended = any(event.get("event") == "run-done" for event in data.events)
-    taken = {str(record.get("route")) for record in last.values()} if ended else None
+    points = {name: gate.get("at") or {} for name, gate in planned.items()}
+    taken = [(str(record.get("route")), points.get(name, {})) for name, record in last.items()] if ended else None
     return tuple(_row(name, planned.get(name, {}), last.get(name), failed.get(name, ""), taken) for name in names)
 
 
 def _row(
-    name: str, planned: Mapping[str, Any], record: Record | None, failed: str, taken: set[str] | None
-) -> VerdictRow:
-    """One gate; `taken` are the routes of a run that has ended, None where it goes on."""
+    name: str, planned: Mapping[str, Any], record: Record | None, failed: str,
+    taken: Sequence[tuple[str, Mapping[str, Any]]] | None,
+) -> VerdictRow:  # fmt: skip
+    """One gate; `taken` are the routes of a run that has ended, with their gates' points; None where it goes on."""
     asks, combine, on = str(planned.get("asks") or name), str(planned.get("combine") or "all"), planned.get("on")
     if record is None:
-        spared = on is not None and taken is not None and on not in taken
+        mine = planned.get("at") or {}
+        here = [route for route, at in taken or () if all(at[axis] == mine[axis] for axis in at.keys() & mine.keys())]
+        spared = on is not None and taken is not None and on not in here
         decision, reason = ("not asked", f"No gate led to `{on}`.") if spared else ("not reached", failed)
         return VerdictRow(gate=name, asks=asks, decision=decision, route="", reason=reason, mode="", n_to_decide=None)
     override = record.get("override") or {}
