@@ -202,7 +202,10 @@ def speed(work: Work, given: Any, meant: bool) -> None:
               f"{3600 * held / seconds:.4g} exact pairs an hour")  # fmt: skip
     share = work.flop(fitted[0]) / ours_seconds / common.matmul_peak(given.threads)
     print(f"  many at once: {100 * share:.0f}% of the matrix-product peak measured just now")
-    ratio = (exact / ours_seconds) / (their_exact / their_seconds) if their_exact else float("inf")
+    if not their_exact:
+        print("  no ratio: one at a time, no pair became exact")
+        return
+    ratio = (exact / ours_seconds) / (their_exact / their_seconds)
     common.aim("exact pairs an hour, many at once / one at a time", ratio, ">=", 5.0, meant=meant)
 
 

@@ -284,8 +284,7 @@ def test_a_mode_that_is_missing(here: Path) -> None:
     }
     assert len(records(here / "run", "joint.arithmetic.tiny", "pair")) == 4
     assert [r["passed"] for r in records(here / "run", "check.arithmetic.tiny", "spot")] == [False] * 8
-    (leak,) = records(here / "run", "joint.arithmetic.tiny", "leak")
-    assert (leak["n"], leak["share"], leak["alarm"]) == (0, None, False)
+    assert records(here / "run", "joint.arithmetic.tiny", "leak") == []  # nothing was fitted: nothing can be said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from stepwell.studies.imprint.baselines import bar_of, bars_of
 from stepwell.studies.imprint.controls import donors_of, matched
 from stepwell.studies.imprint.fits import Asked, Kept, Watch, weighted
 from stepwell.studies.imprint.models import ByteTokenizer
-from stepwell.studies.imprint.outcomes import POINTS, thinned
+from stepwell.studies.imprint.outcomes import POINTS, Part, converged, thinned
 from stepwell.studies.imprint.pairs import load_pairs
 from stepwell.studies.imprint.params import Abandon, BaselineParams, CheckParams, Facts
 from stepwell.studies.imprint.spotcheck import Said, judged
-from stepwell.tasks import arithmetic, squad
+from stepwell.tasks import arc, arithmetic, squad, sudoku
 from stepwell.tasks.base import QA
 
 # ---- converged
@@ -103,7 +104,7 @@ def said(text: str | None, mode: str = "answer", *, item: QA = ITEM, exact: bool
     ],
 )
 def test_the_verdict_on_what_was_written(one: Said, verdict: str, how: str) -> None:
-    found = judged(one, score=squad.score, partial=0.5)
+    found = judged(one, score=squad.score, words=True, partial=0.5)
     assert (found.verdict, found.how, found.similarity) == (verdict, how, None)
 
 
@@ -114,13 +115,13 @@ def test_an_empty_text_never_passes(text: str | None, target: str) -> None:
     item = QA(id="1", question=target, answers=(target,))
     for mode in ("question", "answer"):
         if text is None or not text.strip() or mode == "question":
-            assert judged(said(text, mode, item=item), score=squad.score, partial=0.5).verdict != "pass"
+            assert judged(said(text, mode, item=item), score=squad.score, words=True, partial=0.5).verdict != "pass"
 
 
 def test_an_answer_is_judged_by_the_tasks_own_rule() -> None:
     item = QA(id="1", question="2+3=?", answers=("5",))
-    assert judged(said(" 5 ", item=item), score=arithmetic.score, partial=0.5).how == "normalised"
-    assert judged(said("55", item=item), score=arithmetic.score, partial=0.5).verdict == "fail"
+    assert judged(said(" 5 ", item=item), score=arithmetic.score, words=False, partial=0.5).how == "normalised"
+    assert judged(said("55", item=item), score=arithmetic.score, words=False, partial=0.5).verdict == "fail"
 
 
 def by_similarity(
@@ -135,7 +136,7 @@ def by_similarity(
 
     monkeypatch.setattr(spotcheck, "similarities", similarities)
     texts = [said("Homer", exact=True), said("Homer the Greek"), said("Virgil"), said(""), said(None)]
-    verdicts = [judged(one, score=squad.score, partial=0.5) for one in texts]
+    verdicts = [judged(one, score=squad.score, words=True, partial=0.5) for one in texts]
     ctx: Any = StageContext(job=Any, folder=tmp_path, inputs={}, threads=1, seed=0, asked_device="cpu",
                             recorder=Memory())  # pyright: ignore[reportArgumentType]  # fmt: skip
     return spotcheck._by_similarity(CheckParams(**params), ctx, texts, verdicts), asked
@@ -169,8 +170,8 @@ def test_without_a_similarity_nothing_is_compared(monkeypatch: pytest.MonkeyPatc
 
 
 def ended(id: str, restart: int = 0, *, converged: bool = False, exact: bool = False) -> Record:
-    return Record(id=id, restart=restart, seed=0, identity="", end="exact" if exact else "steps", converged=converged,
-                  nats={"answer": 1.0}, exact={"answer": exact})  # fmt: skip
+    return Record(id=id, restart=restart, seed=0, identity="", end="exact" if exact else "steps",
+                  nats={"answer": 0.5 if converged else 2.0}, exact={"answer": exact})  # fmt: skip
 
 
 def watch(pairs: int, *, restarts: int = 1, until_exact: bool = False, parts: tuple[str, ...] = (),
@@ -179,7 +180,8 @@ def watch(pairs: int, *, restarts: int = 1, until_exact: bool = False, parts: tu
     problems = {f"{name}/{part}": name for name in names for part in parts} or {name: name for name in names}
     recipe = FitRecipe(restarts=restarts, until_exact=until_exact)
     abandon = Abandon.model_validate(rule) if rule else None
-    return Watch(abandon=abandon, recipe=recipe, pairs=problems, total=len(problems) * restarts)
+    bars = {problem: {"answer": 1.0} for problem in problems}
+    return Watch(abandon=abandon, recipe=recipe, bars=bars, pairs=problems, total=len(problems) * restarts)
 
 
 def test_a_fit_of_which_nothing_converges_is_given_up_after_the_minimum() -> None:
@@ -336,3 +338,36 @@ def test_the_facts_that_come_with_stepwell_are_questions_with_short_answers() ->
     found, left_out = load_pairs(Facts(n=40), 0)
     assert len(found) == len({item.question for item in found}) == 40 and left_out == 0
     assert all(item.question.endswith("?") and item.answer and len(item.answer.split()) <= 3 for item in found)
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "target", "written"),
+    [
+        (arithmetic, "answer", "-2", "2"),
+        (arithmetic, "question", "7+9=?", "7-9=?"),
+        (sudoku, "question", "3..4\n..1.\n.2..\n1..3", "34..\n..1.\n.2..\n1..3"),
+        (arc, "question", "12\n34", "1234"),
+    ],
+)
+def test_of_sums_and_grids_every_sign_counts(task: Any, mode: str, target: str, written: str) -> None:
+    item = QA(id="a", question=target if mode == "question" else "0-2=?", answers=("-2" if mode == "answer" else "1",))
+    assert judged(said(written, mode, item=item), score=task.score, words=False, partial=0.5).verdict == "fail"
+    assert judged(said(f" {target}\n", mode, item=item), score=task.score, words=False, partial=0.5).how == "normalised"
+
+
+def test_exact_counts_as_converged_and_any_restart_will_do() -> None:
+    bars = {"ask": 0.1, "say": 0.1}
+
+    def one(nats: float, *, exact: bool) -> Record:
+        found = ended("p", exact=exact)
+        return replace(found, nats={"ask": nats, "say": 0.05}, exact={"ask": exact, "say": False})
+
+    assert converged(one(0.7, exact=True), "ask", bars) is True  # above its bar
+    assert converged(one(0.7, exact=False), "ask", bars) is False
+    assert converged(one(0.7, exact=False), "ask", {}) is None
+    far, both = replace(one(0.7, exact=True), nats={"ask": 0.7, "say": 5.0}), one(0.05, exact=False)
+    part = Part(problem="p", modes=("ask", "say"), restarts=(far, both), best=far, fault=None)
+    assert part.converged({"p": bars}, ("ask", "say"))
+    assert not Part(problem="p", modes=("ask", "say"), restarts=(far,), best=far, fault=None).converged(
+        {"p": bars}, ("ask", "say")
+    )

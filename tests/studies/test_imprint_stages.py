@@ -74,7 +74,7 @@ def test_the_plan_runs_to_its_end(whole: tuple[Plan, RunResult]) -> None:
     # Clean data, so no alarm: no target's loss is zero, and the losses of question and answer fall together.
     (leak,) = records(result.folder, "joint.arithmetic.tiny", "leak")
     (conflict,) = records(result.folder, "joint.arithmetic.tiny", "conflict")
-    assert (leak["n"], leak["zero"], leak["alarm"], leak["fine"]) == (8, 0, False, True)
+    assert (leak["n"], leak["zero"], leak["alarm"], leak["fine"]) == (4, 0, False, True)
     assert (conflict["n"], conflict["undefined"], conflict["alarm"], conflict["fine"]) == (4, 0, False, True)
     assert conflict["mean"] > 0
     assert not list((result.folder / "artifacts").rglob("ended"))
@@ -146,12 +146,15 @@ def test_the_records_of_a_fit_agree_with_each_other(whole: tuple[Plan, RunResult
             row, base = rows[target["id"], target["mode"], target["restart"]], bars[target["id"], target["mode"]]
             for key in ("nats", "exact", "held", "tokens", "steps", "zero", "health", "end"):
                 assert target[key] == row[key]
-            assert target["converged"] == row["converged"] == (row["nats"] < base["bar"])
+            assert row["converged"] == (row["exact"] or row["nats"] < base["bar"])
+            same = [r for (id, mode, _), r in rows.items() if (id, mode) == (target["id"], target["mode"])]
+            assert target["converged"] == any(r["converged"] for r in same)
             assert target["ratio_to_random"] == pytest.approx(row["nats"] / base["random"])
             against = base["full_context"] if target["mode"] == "answer" else base["text_prompt"]
             assert target["ratio_to_baseline"] == pytest.approx(row["nats"] / against)
             assert row["exact"] == (row["held"] == row["tokens"]) == (row["lead"] > 0)
-            assert row["end"] == ("exact" if job == "single" and row["exact"] else row["end"])
+            if job == "single":  # one mode, so the fit retires when it is exact, and only then
+                assert (row["end"] == "exact") == row["exact"]
         curves = {(r["id"], r["mode"]): r for r in records(result.folder, name, "curve")}
         assert len(curves) == 8
         for key, curve in curves.items():
@@ -236,7 +239,7 @@ def test_targets_that_leak_raise_the_leak_alarm(whole: tuple[Plan, RunResult], t
     ctx, memory = context(plan, result.folder, "joint.arithmetic.tiny", tmp_path / "artifacts")
     fit_pairs(FitParams.model_validate(dict(ctx.job.params)), ctx)
     (leak,) = of_kind(memory, "leak")
-    assert (leak["n"], leak["zero"], leak["share"], leak["alarm"], leak["fine"]) == (8, 8, 1.0, True, False)
+    assert (leak["n"], leak["zero"], leak["share"], leak["alarm"], leak["fine"]) == (4, 4, 1.0, True, False)
     assert {record["health"] for record in of_kind(memory, "target")} == {"zero"}
     assert decide(plan.gate("leak"), {"joint": memory.records}).decision == "no-go"
     assert decide(plan.gate("leak"), {"joint": records(result.folder, "joint.arithmetic.tiny")}).decision == "go"

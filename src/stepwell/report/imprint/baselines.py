@@ -22,7 +22,7 @@ NO_MODE = "no pair has this mode"
 TOLD = (
     "Loss of each target in nats a token, end token counted, before any fit: after random vectors in place of c (mean "
     "of several draws), after the question's own tokens (full context), after one random token, after a text prompt, "
-    "and after the mode vector alone. A fit has converged when it gets below the bar."
+    "and after the mode vector alone. A fit has converged when it gets below the bar, or is exact."
 )
 
 

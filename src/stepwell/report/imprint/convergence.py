@@ -33,8 +33,9 @@ from stepwell.report.measures import grouped, point
 
 KEY, TITLE = "convergence", "Convergence and exactness"
 TOLD = (
-    "Converged: the final loss is below the bar of its baselines. Exact: greedy decoding writes the whole target, the "
-    "end token included. They are counted apart, for a loss can converge while nothing is held. Passed: the spot "
+    "Exact: greedy decoding writes the whole target, the end token included. Converged: the final loss is below the "
+    "bar of its baselines, or the target is exact. They are counted apart, for a loss can converge while nothing is "
+    "held. Passed: the spot "
     "check, a greedy decoding that was judged. Loss is in nats a token, the end token counted; beside it its ratio to "
     "that of random vectors, and to its baseline: the full context (the question's tokens before an answer) or, where "
     "a mode has none, the text prompt. Small print: 95% intervals over pairs.",

@@ -141,7 +141,7 @@ def _fits(params: ControlParams, backbone: Any, item: QA, slots: int) -> bool:
     """Whether c, the question and either answer, the gold one and the written one, have positions."""
     if backbone.max_positions is None:
         return True
-    longest = max(params.limit, len(_gold(backbone, item)))
+    longest = max(params.limit, 1 + len(_gold(backbone, item)))
     return slots + len(_prompt_ids(backbone, params.prompt, item)) + longest <= backbone.max_positions
 
 
@@ -163,7 +163,11 @@ def _embedded(backbone: Any, prompt: str, item: QA) -> Tensor:
 
 @torch.no_grad()
 def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float, str]]:
-    """Of each row: nats a token of the gold answer (after a space), and the first line that is written instead."""
+    """Of each row: nats a token of the gold answer (after a space), and what is written instead.
+
+    Of that the first line, where the gold answer has one; grids have several. At most `limit` tokens, or as many as the
+    gold answer has, and one more.
+    """
     golds = [_gold(backbone, row.item) for row in rows]
     longest = max(len(row.embeds) for row in rows)
     device = rows[0].embeds.device
@@ -175,10 +179,15 @@ def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float
         cache = backbone.new_cache()
         hidden = backbone(padded, positions=positions, mask=mask, cache=cache, skip=longest - 1)[:, -1]
         eos = backbone.tokenizer.eos_token_id
-        written = greedy(backbone, hidden, cache=cache, mask=mask, positions=lengths, stop=(eos,), limit=limit)
+        written = greedy(backbone, hidden, cache=cache, mask=mask, positions=lengths, stop=(eos,),
+                         limit=[max(limit, 1 + len(gold)) for gold in golds])  # fmt: skip
         nats = _gold_nats(backbone, hidden, cache.clone(), mask, lengths, golds)
-    texts = [backbone.tokenizer.decode(decoded.ids).strip().partition("\n")[0] for decoded in written]
-    return list(zip(nats, texts, strict=True))
+    texts = [backbone.tokenizer.decode(decoded.ids).strip() for decoded in written]
+    shown = [
+        text if "\n" in (row.item.answer or "") else text.partition("\n")[0]
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    return list(zip(nats, shown, strict=True))
 
 
 def _gold_nats(

@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwell.devices import Work
-from stepwell.studies.imprint.params import Arithmetic, BaselineParams, DataParams, FitParams, ModelParams, Sudoku, Tier
+from stepwell.studies.imprint.params import (
+    Arc,
+    Arithmetic,
+    BaselineParams,
+    DataParams,
+    FitParams,
+    ModelParams,
+    Sudoku,
+    Text,
+    Tier,
+)
 
 QUESTION, ANSWER = 15, 6
 """Tokens of a question and an answer of SQuAD, end tokens included, as SmolLM2 cuts them."""
@@ -25,10 +35,10 @@ def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]
     """
     known = _known(inputs["model"], axes)
     tier = inputs["data"].tiers.get(axes.get("tier"))
-    if known is None or tier is None:
+    lengths = None if tier is None else tokens_of(tier)
+    if known is None or tier is None or lengths is None:
         return None
     layers, width, vocabulary = known
-    lengths = tokens_of(tier)
     slots = int(axes.get("slots", params.slots))
     pairs = min(tier.n, params.items or tier.n)
     runs = pairs * params.recipe.steps * (1 if params.recipe.until_exact else params.recipe.restarts)
@@ -43,17 +53,19 @@ def of_baselines(params: BaselineParams, axes: Mapping[str, Any], inputs: Mappin
     known = _known(inputs["model"], axes)
     data: DataParams = inputs["data"]
     tier = data.tiers.get(str(axes.get("tier")))
-    if known is None or tier is None:
+    lengths = None if tier is None else tokens_of(tier)
+    if known is None or tier is None or lengths is None:
         return None
     layers, width, vocabulary = known
-    lengths = tokens_of(tier)
     columns = tier.n * sum((params.draws * params.slots + (params.draws + 4) * length) for length in lengths)
     head = tier.n * (params.draws + 4) * sum(lengths) * width * vocabulary
     return Work(flop=2.0 * (columns * layers + head), tokens=columns, precision=_precision(inputs["model"], axes))
 
 
-def tokens_of(tier: Tier) -> tuple[int, ...]:
-    """Tokens of each target of a pair, about."""
+def tokens_of(tier: Tier) -> tuple[int, ...] | None:
+    """Tokens of each target of a pair, about; None where that depends on the data, or where a context stands before."""
+    if isinstance(tier, Arc | Text) or tier.in_context:
+        return None
     if isinstance(tier, Arithmetic):
         return (2 * tier.digits + 4, tier.digits + 2)
     if isinstance(tier, Sudoku):

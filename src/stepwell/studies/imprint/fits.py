@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -25,12 +26,12 @@ from stepwell.fingerprint import fingerprint
 from stepwell.fitting.loop import fit
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.result import Fitted, Record
-from stepwell.latents.prompt import Problem, problem_of
+from stepwell.latents.prompt import Problem, fault_of, problem_of
 from stepwell.stage import Input, StageContext
 from stepwell.store import write_atomically
 from stepwell.studies.imprint.baselines import bars_of
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.outcomes import write_outcomes
+from stepwell.studies.imprint.outcomes import converged, write_outcomes
 from stepwell.studies.imprint.pairs import context_of, examples
 from stepwell.studies.imprint.params import Abandon, FitParams
 from stepwell.tasks.base import QA
@@ -80,11 +81,12 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     kept = Kept(ctx.folder / "ended")
     before = list(kept.read())
     watch = Watch(
-        abandon=params.abandon, recipe=params.recipe, pairs=asked.pairs(),
+        abandon=params.abandon, recipe=params.recipe, bars=asked.bars, pairs=asked.pairs(),
         total=len(asked.problems) * params.recipe.restarts,
     )  # fmt: skip
     for record, _ in before:
-        watch.see(record)
+        watch.see(record, look=False)
+    watch.look()
 
     def finished(record: Record, vectors: Tensor) -> None:
         kept.write(record, vectors)
@@ -114,10 +116,11 @@ def asked_of(params: FitParams, ctx: StageContext, backbone: Any) -> Asked:
     (measured,) = ctx.inputs["baselines"]
     rows = list(measured.records("baseline"))
     items = examples(ctx, params.items)
-    more = _usable(backbone, wordings(ctx), slots_of(params, ctx)) if params.paraphrases else {}
+    more = wordings(ctx) if params.paraphrases else {}
     problems, faults, shown = [], {}, context_of(ctx)
     for item in items:
-        texts = {mode: (text, *more.get(item.id, {}).get(mode, ())) for mode, text in item.targets().items()}
+        usable = _usable(backbone, more.get(item.id, {}), shown(item), slots_of(params, ctx))
+        texts = {mode: (text, *usable.get(mode, ())) for mode, text in item.targets().items()}
         parts = {item.id: texts} if params.together else {f"{item.id}/{mode}": {mode: texts[mode]} for mode in texts}
         for name, wanted in parts.items():
             try:
@@ -155,21 +158,19 @@ def wordings(ctx: StageContext) -> Wordings:
     return found
 
 
-def _usable(backbone: Any, given: Wordings, slots: int) -> Wordings:
-    """Without the wordings that the model cannot write: they must not cost the pair its own texts."""
+def _usable(
+    backbone: Any, given: Mapping[str, tuple[str, ...]], context: str, slots: int
+) -> dict[str, tuple[str, ...]]:
+    """The wordings of a pair that the model can write: the others must not cost the pair its own texts."""
 
     def fits(mode: str, text: str) -> bool:
         try:
-            problem = problem_of(backbone, "", {mode: text})
+            problem = problem_of(backbone, "", {mode: text}, context=context)
         except StepwellError:
             return False
-        known = backbone.max_positions
-        return known is None or slots + problem.longest <= known
+        return fault_of(backbone, problem, {mode: torch.zeros(0)}, slots) is None
 
-    return {
-        id: {mode: tuple(text for text in texts if fits(mode, text)) for mode, texts in by_mode.items()}
-        for id, by_mode in given.items()
-    }
+    return {mode: tuple(text for text in texts if fits(mode, text)) for mode, texts in given.items()}
 
 
 @dataclass(frozen=True)
@@ -212,12 +213,14 @@ class Watch:
     Attributes:
         abandon: when to give up; None = never.
         recipe: of the fit.
+        bars: problem id -> mode -> nats a token.
         pairs: problem id -> the id of its pair.
         total: restarts of all problems.
     """
 
     abandon: Abandon | None
     recipe: FitRecipe
+    bars: Mapping[str, Mapping[str, float]]
     pairs: Mapping[str, str]
     total: int
     ended: int = 0
@@ -228,8 +231,8 @@ class Watch:
     _settled: int = 0
     _converged: int = 0
 
-    def see(self, record: Record) -> None:
-        """Count one restart that ended."""
+    def see(self, record: Record, *, look: bool = True) -> None:
+        """Count one restart that ended, and look. Restarts that a resumed run has kept are counted before a look."""
         self.ended += 1
         self.exact += record.all_exact
         mine = self._seen.setdefault(record.id, [])
@@ -238,19 +241,24 @@ class Watch:
             return
         pair = self.pairs[record.id]
         parts = self._parts.setdefault(pair, [])
-        parts.append(any(each.converged or each.all_exact for each in mine))
+        bars = self.bars.get(record.id, {})
+        parts.append(any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine))
         if len(parts) < self._parts_of[pair]:
             return
         self._settled += 1
         self._converged += all(parts)
-        if self.abandon is not None and self._settled >= self.abandon.after and self.abandoned is None:
-            self._look(self.abandon)
+        if look:
+            self.look()
 
     @cached_property
     def _parts_of(self) -> Counter[str]:
         return Counter(self.pairs.values())
 
-    def _look(self, rule: Abandon) -> None:
+    def look(self) -> None:
+        """Give up, where the sequence says so."""
+        rule = self.abandon
+        if rule is None or self._settled < rule.after or self.abandoned is not None:
+            return
         from stepwell.stats import proportion_sequence
 
         found = proportion_sequence(self._converged, self._settled, rule.confidence)

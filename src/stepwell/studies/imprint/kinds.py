@@ -119,7 +119,7 @@ KINDS = (
                 "quantised": frozenset({"id", "bits", "nats", "change", "exact", "bytes"}),
                 "geometry": frozenset({"id", "slot", "nearest", "distance", "cosine", "norm"}),
                 "similarity": frozenset({"id", "other", "cosine"}),
-                "line": frozenset({"id", "first", "second", "fractions", "nats", "barrier"}),
+                "line": frozenset({"id", "first", "second", "fractions", "nats", "barrier", "why"}),
             },
         )
     ),

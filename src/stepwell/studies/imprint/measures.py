@@ -123,6 +123,11 @@ def _line(params: MeasureParams, ctx: StageContext, id: str, reading: Reading, f
     best = found.best(id)
     others = [r for r in found.of(id) if r.end in FINAL and r.nats is not None and r.restart != best.restart]
     if not others:
+        # With `until_exact` the first restart that is exact is the last.
+        ctx.write(
+            "line", id=id, first=best.restart, second=None, fractions=None, nats=None, barrier=None,
+            why="no other restart came to an end",
+        )  # fmt: skip
         return
     other = min(others, key=lambda record: sum((record.nats or {}).values()))
     ends = (found.vectors[id][best.restart], found.vectors[id][other.restart])
@@ -130,7 +135,7 @@ def _line(params: MeasureParams, ctx: StageContext, id: str, reading: Reading, f
     reading.taken()
     ctx.write(
         "line", id=id, first=best.restart, second=other.restart, fractions=list(line.fractions),
-        nats=list(line.values), barrier=line.barrier,
+        nats=list(line.values), barrier=line.barrier, why="",
     )  # fmt: skip
 
 
@@ -157,7 +162,7 @@ def smallest(params: SmallestParams, ctx: StageContext) -> None:
         def holds(slots: int, problem: Problem = problem) -> bool:
             found = fit(
                 backbone, [problem], slots=slots, recipe=params.recipe, modes=modes, seed=ctx.seed, impossible="record",
-                check=False,
+                check=False, stop=ctx.stop_asked,
             )  # fmt: skip
             ctx.stop_if_asked()
             return any(record.all_exact for record in found.records)

@@ -34,25 +34,44 @@ class Part:
         """Why it could not be fitted, if it could not."""
         return self.fault or self.best.detail
 
+    def converged(self, bars: Mapping[str, Mapping[str, float]], modes: Sequence[str]) -> bool:
+        """Whether there is a restart in which all these modes have converged."""
+        mine = bars.get(self.problem, {})
+        return any(all(converged(record, mode, mine) for mode in modes) for record in self.restarts)
+
+
+def converged(record: Record, mode: str, bars: Mapping[str, float]) -> bool | None:
+    """Below the bar, or exact: a fit retires the moment it is, often before its loss has come down to the bar.
+
+    None where the mode was not measured, or has no bar and is not exact.
+    """
+    nats = (record.nats or {}).get(mode)
+    if nats is None:
+        return None
+    return bool((record.exact or {}).get(mode)) or (nats < bars[mode] if mode in bars else None)
+
 
 def write_outcomes(params: FitParams, ctx: StageContext, asked: Asked, found: Fitted) -> None:
     """Every record of a fit; a pair that failed has its records too, so that no denominator shrinks."""
-    zeros, against = [], []
+    zeros: list[bool] = []
+    against = []
     for item in asked.items:
         parts = list(_parts(params, asked, found, item))
-        for part in parts:
-            for mode in part.modes:
-                zeros.append(_target(ctx, asked, item.id, mode, part))
+        mine = [_target(ctx, asked, item.id, mode, part) for part in parts for mode in part.modes]
+        # Modes of one pair are no independent witnesses.
+        zeros += [any(known)] if (known := [zero for zero in mine if zero is not None]) else []
         against.append(_pair(ctx, asked, item.id, parts))
-    leak = leak_check([zero for zero in zeros if zero is not None], limit=params.most_zero)
-    share = leak.share
-    ctx.write(
-        "leak", n=share.n, zero=sum(bool(zero) for zero in zeros), share=share.value, low=share.low, high=share.high,
-        alarm=leak.alarm, fine=not leak.alarm,
-    )  # fmt: skip
-    if params.together:
-        pulled = conflicts(against)
-        mean = pulled.correlation
+    # Where nothing can be said there is no record, and the gate that asks for one is inconclusive.
+    if zeros:
+        leak = leak_check(zeros, limit=params.most_zero)
+        share = leak.share
+        ctx.write(
+            "leak", n=share.n, zero=sum(zeros), share=share.value, low=share.low, high=share.high, alarm=leak.alarm,
+            fine=not leak.alarm,
+        )  # fmt: skip
+    pulled = conflicts(against)
+    mean = pulled.correlation
+    if params.together and mean.n:
         ctx.write(
             "conflict", n=mean.n, mean=mean.value, low=mean.low, high=mean.high, undefined=pulled.undefined,
             alarm=pulled.alarm, fine=not pulled.alarm,
@@ -78,7 +97,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
             "restart", id=id, mode=mode, restart=record.restart, seed=record.seed, end=record.end,
             detail=part.fault or record.detail, steps=record.steps, nats=nats, exact=_of(record.exact, mode),
             held=_of(record.held, mode), tokens=_of(record.tokens, mode), lead=_of(record.lead, mode),
-            converged=_converged(asked, part, record, mode), zero=_zero(nats),
+            converged=converged(record, mode, asked.bars.get(part.problem, {})), zero=_zero(nats),
             health=health and health.shape, health_why="not fitted" if health is None else health.why,
         )  # fmt: skip
     best, base = part.best, asked.baselines.get((id, mode), {})
@@ -92,7 +111,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
     health = curve_health([value for _, value in (best.curve or {}).get(mode, ())])
     against = base.get("full_context") if base.get("full_context") is not None else base.get("text_prompt")
     ctx.write(
-        "target", id=id, mode=mode, restart=best.restart, converged=bool(_converged(asked, part, best, mode)),
+        "target", id=id, mode=mode, restart=best.restart, converged=part.converged(asked.bars, (mode,)),
         exact=bool(_of(best.exact, mode)), nats=nats, tokens=_of(best.tokens, mode), held=_of(best.held, mode),
         steps=best.steps, ratio_to_random=_ratio(nats, base.get("random")), ratio_to_baseline=_ratio(nats, against),
         zero=_zero(nats), health=health.shape, end=best.end, detail=part.detail,
@@ -112,7 +131,7 @@ def _pair(ctx: StageContext, asked: Asked, id: str, parts: Sequence[Part]) -> fl
         found = conflict(first, second)
     ctx.write(
         "pair", id=id, restart=best.restart if together else None,
-        converged=all(bool(_converged(asked, part, part.best, mode)) for part in parts for mode in part.modes),
+        converged=all(part.converged(asked.bars, part.modes) for part in parts),
         exact=all(part.best.all_exact for part in parts),
         steps=None if any(part.best.steps is None for part in parts) else sum(part.best.steps or 0 for part in parts),
         end=best.end if together else None, detail=next((part.detail for part in parts if part.detail), None),
@@ -124,14 +143,6 @@ def _pair(ctx: StageContext, asked: Asked, id: str, parts: Sequence[Part]) -> fl
 
 def _of(values: Mapping[str, Any] | None, mode: str) -> Any:
     return None if values is None else values.get(mode)
-
-
-def _converged(asked: Asked, part: Part, record: Record, mode: str) -> bool | None:
-    """Below the bar, or exact: a fit retires the moment it is, often before its loss has come down to the bar."""
-    bar, nats = asked.bars.get(part.problem, {}).get(mode), (record.nats or {}).get(mode)
-    if nats is None:
-        return None
-    return bool(_of(record.exact, mode)) or (None if bar is None else nats < bar)
 
 
 def _zero(nats: float | None) -> bool | None:

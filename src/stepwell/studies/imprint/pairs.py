@@ -136,6 +136,16 @@ def context_of(ctx: StageContext) -> Callable[[QA], str]:
     return context
 
 
+GRIDS = frozenset({"arithmetic", "sudoku", "arc"})
+"""Tasks whose texts are no words: every sign and every line break counts."""
+
+
+def in_words(ctx: StageContext) -> bool:
+    """Whether the texts of the job's tier are words, to be compared without case and punctuation."""
+    (data,) = ctx.inputs["data"]
+    return next(data.records("dataset"))["task"] not in GRIDS
+
+
 def scorer(ctx: StageContext) -> Scorer:
     """The scorer of the job's tier."""
     (data,) = ctx.inputs["data"]

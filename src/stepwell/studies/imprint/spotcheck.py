@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from stepwell.similarity import Alike, similarities
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import Wordings, fit_input, fitted, wordings
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.pairs import examples, scorer
+from stepwell.studies.imprint.pairs import examples, in_words, scorer
 from stepwell.studies.imprint.params import CheckParams
 from stepwell.tasks.base import QA, Scorer
 from stepwell.tasks.qa_scores import f1, squad_form
@@ -49,12 +49,15 @@ class Said:
 
 def check(params: CheckParams, ctx: StageContext) -> None:
     """Decode every pair in every mode; one record each, a pair without vectors included."""
+    if ctx.restored() is None:
+        ctx.save({"begun": True})  # from here on, what a judge answered survives a kill
     backbone, _ = loaded(ctx)
     found, score = fitted(ctx, backbone), scorer(ctx)
     converged = {row["id"]: row["converged"] for row in fit_input(ctx).records("pair")}
     items = [item for item in examples(ctx) if item.id in converged]
     said = list(_said(params, backbone, found, items, wordings(ctx)))
-    verdicts = [judged(one, score=score, partial=params.partial) for one in said]
+    words = in_words(ctx)
+    verdicts = [judged(one, score=score, words=words, partial=params.partial) for one in said]
     for one, verdict in zip(said, _by_similarity(params, ctx, said, verdicts), strict=True):
         ctx.write(
             "spot", id=one.item.id, mode=one.mode, target=one.targets[0], written=one.text, stopped=one.stopped,
@@ -63,17 +66,21 @@ def check(params: CheckParams, ctx: StageContext) -> None:
         )  # fmt: skip
 
 
-def judged(one: Said, *, score: Scorer, partial: float) -> Verdict:
-    """Exact, the same after normalisation (an answer: by the task's own scorer), partly right, or not."""
+def judged(one: Said, *, score: Scorer, words: bool, partial: float) -> Verdict:
+    """Exact, the same after normalisation, partly right, or not.
+
+    An answer is the same where the task's own scorer says so. Texts in words are compared without case, punctuation and
+    articles; sums and grids but for the blanks around them, for there every sign is part of what is said.
+    """
     if one.exact:
         return Verdict(verdict="pass", how="exact")
     if one.text is None or not one.text.strip():
         return Verdict(verdict="fail", how="none")
-    form = squad_form(one.text)
-    same = bool(form) and any(form == squad_form(target) for target in one.targets)
+    form: Callable[[str], str] = squad_form if words else str.strip
+    same = bool(form(one.text)) and any(form(one.text) == form(target) for target in one.targets)
     if same or (one.mode == "answer" and score(one.item, one.text).exact):
         return Verdict(verdict="pass", how="normalised")
-    if any(f1(target, one.text) >= partial for target in one.targets):
+    if words and any(f1(target, one.text) >= partial for target in one.targets):
         return Verdict(verdict="partial", how="overlap")
     return Verdict(verdict="fail", how="none")
 
@@ -85,11 +92,16 @@ def _by_similarity(
     open_ones = [place for place, verdict in enumerate(verdicts) if verdict.verdict != "pass" and said[place].text]
     if params.similarity is None or not open_ones:
         return list(verdicts)
-    pairs = [(said[place].targets[0], said[place].text or "") for place in open_ones]
+    asked = [(place, target) for place in open_ones for target in said[place].targets]
     found = similarities(
-        params.similarity, pairs, cache=ctx.folder / "judged", device=ctx.device, between=ctx.stop_if_asked
-    )
-    compared = dict(zip(open_ones, found, strict=True))
+        params.similarity, [(target, said[place].text or "") for place, target in asked],
+        cache=ctx.folder / "judged", device=ctx.device, between=ctx.stop_if_asked,
+    )  # fmt: skip
+    compared: dict[int, Alike] = {}
+    for (place, _), alike in zip(asked, found, strict=True):
+        best = compared.get(place)
+        if best is None or (alike.value is not None and (best.value is None or alike.value > best.value)):
+            compared[place] = alike
     return [_compared(verdict, compared.get(place), params.bar) for place, verdict in enumerate(verdicts)]
 
 
