@@ -16,6 +16,7 @@ Hidden states after `skip` columns have T - skip columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -176,3 +177,19 @@ def pick_device(name: str) -> torch.device:
     if not here.get(kind, False) or (index and not (index.isdigit() and int(index) < torch.cuda.device_count())):
         raise StepwellError(f"there is no device {name!r} here", "choose auto, cpu, cuda, cuda:N or mps")
     return torch.device(name)
+
+
+@contextmanager
+def frozen(backbone: Any) -> Iterator[None]:
+    """The backbone in evaluation mode and without weight gradients; both are put back."""
+    wanted = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    training = backbone.training
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        backbone.train(training)

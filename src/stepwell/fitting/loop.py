@@ -14,13 +14,14 @@ from torch import Tensor
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
 from stepwell.fitting.contexts import Contexts
-from stepwell.fitting.measuring import Measured, columns_of, frozen, halved, measured, some
+from stepwell.fitting.measuring import Measured, columns_of, halved, measured, some
 from stepwell.fitting.noise import seed_of
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.result import End, Fitted, Record, finite, identity_of
 from stepwell.fitting.rows import ByMode, Rows, by_mode, one_pass, rows_of
 from stepwell.fitting.state import Space, State, advance, noise_now
 from stepwell.latents.prompt import Problem, fault_of, mode_vectors, problem_of
+from stepwell.shapes import frozen
 
 Ended = tuple[Record, Tensor]
 Finished = Callable[[Record, Tensor], None]

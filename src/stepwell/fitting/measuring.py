@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from stepwell.fitting.contexts import Contexts
 from stepwell.fitting.objective import at_targets
 from stepwell.fitting.rows import by_mode, is_out_of_memory, rows_of
 from stepwell.latents.prompt import Problem, fault_of, mode_vectors
-from stepwell.shapes import Backbone
+from stepwell.shapes import Backbone, frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,22 +24,6 @@ class Measured:
     exact: Mapping[str, bool]
     held: Mapping[str, int]
     lead: Mapping[str, float]
-
-
-@contextmanager
-def frozen(backbone: Any) -> Iterator[None]:
-    """The backbone in evaluation mode and without weight gradients; both are put back."""
-    wanted = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
-    training = backbone.training
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        backbone.train(training)
 
 
 def columns_of(backbone: Backbone, columns: int | None) -> int:

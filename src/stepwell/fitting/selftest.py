@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from stepwell.fitting.loop import fit
-from stepwell.fitting.measuring import frozen, measure
+from stepwell.fitting.measuring import measure
 from stepwell.fitting.noise import mixed, normal
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.latents.prompt import Problem, Target, begins
+from stepwell.shapes import frozen
 
 RECIPES = tuple(FitRecipe(steps=100, restarts=1, lr=lr, schedule="constant", init="table") for lr in (0.03, 0.3))
 

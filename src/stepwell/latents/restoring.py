@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,7 +26,7 @@ from stepwell.latents.restorer_specs import RestoringRecipe
 from stepwell.losses import Logged, Summed, Weighing, cosine_rms, reconstruction
 from stepwell.losses.weighing import Step as WeighedStep
 from stepwell.objectives import IGNORE, cross_entropy, supervised
-from stepwell.shapes import Backbone
+from stepwell.shapes import Backbone, frozen
 
 STATES = 512
 """Hidden states whose logits (V numbers each) exist at a time."""
@@ -103,7 +102,7 @@ def train_restorer(
     if state is not None:
         loop.load(state)
     last = recipe.steps if until is None else min(until, recipe.steps)
-    with _frozen(backbone):
+    with frozen(backbone):
         while loop.step < last:
             on_step(loop.update())
     return loop.state()
@@ -294,21 +293,6 @@ def _nats(backbone: Backbone, hidden: Tensor, targets: Tensor) -> Tensor:
 
 def _nats_of_block(backbone: Backbone, states: Tensor, wanted: Tensor) -> Tensor:
     return cross_entropy(backbone.logits(states), wanted)[0]
-
-
-@contextmanager
-def _frozen(backbone: Any) -> Iterator[None]:
-    """The backbone in evaluation mode and without weight gradients; both are put back."""
-    wanted, training = [p for p in backbone.parameters() if p.requires_grad], backbone.training
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        backbone.train(training)
 
 
 def _check(

@@ -8,6 +8,7 @@ from pathlib import Path
 from stepwell.report.account import data_section, environment_section, overrides_section
 from stepwell.report.accuracy import accuracy_section, examples_section, outside_section
 from stepwell.report.answer import Headline, headline
+from stepwell.report.answered import answered_sections, browsed_section, is_answered
 from stepwell.report.audits import analyses_audit_section
 from stepwell.report.browser import browser_section
 from stepwell.report.cells import Section
@@ -50,7 +51,7 @@ def view(folder: RunData | Path | str) -> Report:
     data = folder if isinstance(folder, RunData) else read_folder(folder)
     missing = missing_section(data)
     imprint = is_imprint(data)
-    figures, looks = (imprint_sections(data), ()) if imprint else _of_thoughts(data)
+    figures, looks = _shown(data)
     sections = (
         verdict_section(data),
         *((missing,) if missing else ()),
@@ -74,6 +75,15 @@ def view(folder: RunData | Path | str) -> Report:
         arms=group_names(data) if imprint else data.arms(),
         sections=sections,
     )
+
+
+def _shown(data: RunData) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
+    """The sections of the study that the run is of: figures, and single items to look at."""
+    if is_imprint(data):
+        return imprint_sections(data), ()
+    if is_answered(data):
+        return answered_sections(data), (browsed_section(data),)
+    return _of_thoughts(data)
 
 
 def _of_thoughts(data: RunData) -> tuple[tuple[Section, ...], tuple[Section, ...]]:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.decode import greedy
-from stepwell.fitting.measuring import frozen, measure
+from stepwell.fitting.measuring import measure
 from stepwell.fitting.noise import normal, seed_of
 from stepwell.latents.prompt import Problem, problem_of
+from stepwell.shapes import frozen
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import best_vectors, fitted
 from stepwell.studies.imprint.models import loaded
