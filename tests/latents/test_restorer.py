@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -151,10 +152,11 @@ def test_a_file_with_a_part_too_few_or_too_many(tmp_path: Path, change, said: st
     made.save(path)
     held = load_file(path)
     change(held)
-    save_file(held, path, metadata={"subspace": "pca", "params": made.params.model_dump_json()})
+    about = {"subspace": "pca", "params": made.params.model_dump(mode="json")}
+    save_file(held, path, metadata={"restorer": json.dumps(about)})
     with pytest.raises(StepwellError, match=f"(?s){said}"):
         Restorer.load(path)
-    save_file(load_file(path), path, metadata={"subspace": "pca"})
+    save_file(load_file(path), path, metadata={"restorer": json.dumps({"subspace": "pca"})})
     with pytest.raises(StepwellError, match="this is no"):
         Restorer.load(path)
 
@@ -248,3 +250,9 @@ def test_a_real_token_that_is_not_finite_shows():
 def test_shapes_that_do_not_fit_together():
     with pytest.raises(StepwellError, match=r"restored \(2, 3\), original \(2, 3\) and tokens \(3,\) do not fit"):
         reconstruction(torch.ones(2, 3), torch.ones(2, 3), torch.ones(3))
+
+
+def test_equal_restorers_are_equal_files(tmp_path: Path):
+    for name in ("a", "b"):
+        restorer("mlp").save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

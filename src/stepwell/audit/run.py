@@ -215,7 +215,7 @@ def _one_seed_mechanism(run: Evidence) -> Iterator[str]:
     gates = run.gates()
     seeds: dict[str, set[Any]] = defaultdict(set)
     for job, records in run.records.items():
-        seeds[job.partition(".")[0]] |= {record["seed"] for record in records if record.get("seed") is not None}
+        seeds[job.partition(".")[0]] |= {str(record["seed"]) for record in records if record.get("seed") is not None}
     for verdict in run.verdicts:
         criteria = gates.get(str(verdict.get("gate")), {}).get("criteria") or ()
         for criterion, found in zip(criteria, verdict.get("criteria") or (), strict=False):

@@ -7,6 +7,7 @@ an embedding table are of the order of .01, where a freshly drawn network would 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,7 +81,9 @@ class Restorer(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write one safetensors file with the compressor in it, whole or not at all."""
-        metadata = {"subspace": self.compressor.subspace, "params": self.params.model_dump_json()}
+        # One entry: several come into the file in no order, and equal restorers would be unequal files.
+        about = {"subspace": self.compressor.subspace, "params": self.params.model_dump(mode="json")}
+        metadata = {"restorer": json.dumps(about, sort_keys=True)}
         save_tensors(path, self.state_dict(), metadata)
 
     @classmethod
@@ -93,11 +96,12 @@ class Restorer(nn.Module):
         """
         tensors, metadata = load_tensors(path)
         held = {n.removeprefix(COMPRESSOR): t for n, t in tensors.items() if n.startswith(COMPRESSOR)}
-        compressor = Compressor.of_parts(metadata.get("subspace"), held, path)
         try:
-            made = cls(compressor, RestorerParams.model_validate_json(metadata.get("params", "")))
+            about = json.loads(metadata.get("restorer", ""))
+            compressor = Compressor.of_parts(about["subspace"], held, path)
+            made = cls(compressor, RestorerParams.model_validate(about["params"]))
             made.load_state_dict(tensors)
-        except (ValidationError, RuntimeError) as error:
+        except (ValidationError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise StepwellError(f"this is no restorer: {error}", "name the file that was saved", path=path) from error
         return made
 
