@@ -1,0 +1,1 @@
+"""The study `wire`: can a few latent vectors replace the text of a prompt?"""
