@@ -27,7 +27,7 @@ Ended = tuple[Record, Tensor]
 Finished = Callable[[Record, Tensor], None]
 Given = Problem | str | Mapping[str, str | Sequence[str]]
 DEFAULT = FitRecipe(until_exact=True, lr=0.03, schedule="constant", init="table")
-"""Quick to be exact: a rate and a start that hold short texts in tens of steps; further restarts only where one failed."""
+"""Quick to be exact: a rate and a start that hold short texts in tens of steps; more restarts only where one failed."""
 _passed: WeakSet[Any] = WeakSet()
 
 
