@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepwell.decode import greedy
+from stepwell.decode import greedy, right_padded
 from stepwell.latents.thoughts import Batch, Thoughts
 from stepwell.shapes import Backbone
 from stepwell.tasks.prosqa.reading import Answer, Reader
@@ -41,14 +41,6 @@ def read_of(model: Thoughts, batch: Batch, hidden: Tensor, cache: Any) -> Read:
     """A prompt with its thoughts, as `Thoughts` left it."""
     mask, positions = model.placed(batch)
     return Read(hidden=hidden, cache=cache, mask=mask, positions=positions)
-
-
-def right_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids (B, T) padded with 0 on the right, and which (B, T) are real."""
-    longest = max(map(len, texts), default=0)
-    ids = torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], dtype=torch.long)
-    real = torch.arange(longest) < torch.tensor([len(text) for text in texts], dtype=torch.long)[:, None]
-    return ids.to(device), real.to(device)
 
 
 def carried_on(backbone: Backbone, read: Read, ids: Tensor, real: Tensor) -> Tensor:
@@ -90,7 +82,7 @@ def margins(model: Thoughts, reader: Reader, batch: Batch, read: Read, steps: Se
     """(B,) right minus wrong option, in nats, each the whole `### answer` after the steps that are still to be read."""
     pairs = [reader.options(batch, row) for row in range(len(steps))]
     texts = [[*some, *option] for some, pair in zip(steps, pairs, strict=True) for option in pair]
-    ids, real = right_padded(texts, read.hidden.device)
+    ids, real = right_padded(texts, device=read.hidden.device)
     begins = torch.tensor([len(some) for some in steps], device=ids.device).repeat_interleave(2)
     scored = real & (torch.arange(ids.shape[1], device=ids.device) >= begins[:, None])
     twice = Read(

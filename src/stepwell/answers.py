@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -19,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepwell.answering import Read, carried_on, right_padded
-from stepwell.decode import Decoded, greedy, left_padded
+from stepwell.answering import Read, carried_on
+from stepwell.decode import Decoded, greedy, left_padded, right_padded
 from stepwell.errors import StepwellError
 from stepwell.latents.contract import Contract
 from stepwell.objectives import IGNORE, supervised
-from stepwell.shapes import Backbone
+from stepwell.shapes import Backbone, evaluating
 from stepwell.tasks.base import QA, Scorer
 from stepwell.tasks.qa_scores import score_squad, squad_form
 
@@ -99,7 +98,7 @@ class Asked:
                 f"there are {len(answers)} answers for {len(self.embeds)} rows, {sum(not a for a in answers)} empty",
                 "give each row its answer, which is EOS at least",
             )
-        ids, real = right_padded(answers, self.embeds.device)
+        ids, real = right_padded(answers, device=self.embeds.device)
         predicts, targets = _labelled(ids, real)
         ids, real, columns = ids[:, :-1], real[:, :-1], self.embeds.shape[1]
         after = self.positions[:, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device)
@@ -247,7 +246,7 @@ def _answered(
 ) -> list[AnswerRecord]:
     if len(asked.embeds) != len(items):
         raise StepwellError(f"there are {len(asked.embeds)} prefixes for {len(items)} items", "give one an item")
-    with _evaluating(backbone):
+    with evaluating(backbone):
         read = asked.read(backbone)
         likely = _precise(backbone.logits(read.hidden))
         if not bool(likely.isfinite().all()):
@@ -260,7 +259,7 @@ def _answered(
             backbone, read.hidden, cache=read.cache, mask=read.mask, positions=read.positions, stop=contract.stops,
             limit=contract.params.max_answer_tokens,
         )  # fmt: skip
-        nats = _nats(backbone, read, [contract.target(item) for item in items])
+        nats = answer_nats(backbone, read, [contract.target(item) for item in items])
     best = likely.argmax(-1).tolist()
     five = likely.topk(min(5, likely.shape[1])).indices.tolist()
     columns = asked.mask.sum(1).tolist()
@@ -284,9 +283,9 @@ def _record(
     )  # fmt: skip
 
 
-def _nats(backbone: Backbone, read: Read, answers: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
+def answer_nats(backbone: Backbone, read: Read, answers: Sequence[Sequence[int]]) -> list[tuple[float, int]]:
     """Mean nats a token, and tokens, of one answer a row that follows what was read, whose cache is not changed."""
-    ids, real = right_padded(answers, read.hidden.device)
+    ids, real = right_padded(answers, device=read.hidden.device)
     predicts, targets = _labelled(ids, real)
     states = read.hidden[:, None]
     if ids.shape[1] > 1:
@@ -312,16 +311,6 @@ def _precise(logits: Tensor) -> Tensor:
 
 def _counted(mask: Tensor) -> Tensor:
     return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-@contextmanager
-def _evaluating(backbone: Any) -> Iterator[None]:
-    training = backbone.training
-    backbone.eval()
-    try:
-        yield
-    finally:
-        backbone.train(training)
 
 
 def error_mode(item: QA, prediction: str, *, exact: bool, stopped: bool) -> ErrorMode:

@@ -139,6 +139,16 @@ def left_padded(rows: Sequence[Sequence[int]], *, device: torch.device | str = "
     return ids.to(device), mask.to(device)
 
 
+def right_padded(
+    rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu", filler: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) padded with `filler` on the right, and the mask (B, T), True where a column is real."""
+    columns = max(map(len, rows), default=0)
+    ids = torch.tensor([[*row, *[filler] * (columns - len(row))] for row in rows], dtype=torch.long)
+    real = torch.arange(columns) < torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    return ids.to(device), real.to(device)
+
+
 def _keep(
     rows: list[int], cache: Any, first: Tensor, second: Tensor, third: Tensor
 ) -> tuple[Any, Tensor, Tensor, Tensor]:

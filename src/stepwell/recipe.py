@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from stepwell.spec import Spec
 
 Action = Literal["stop", "alert", "off"]
+FEWEST_SKIPPED = 3
+"""A training is not given up for fewer steps that were skipped, whatever their share."""
 
 
 class Recipe(Spec):
@@ -125,3 +127,8 @@ class Monitors(Spec):
     breakthrough: Action = "alert"
     chance: float = Field(default=0.5, ge=0, lt=1)
     collapse: Action = "alert"
+
+
+def too_many_skipped(skipped: int, steps: int, most: float) -> bool:
+    """Whether a training is to be given up: of its `steps`, `skipped` were not finite, and a share `most` may be."""
+    return skipped >= FEWEST_SKIPPED and skipped > most * steps

@@ -179,17 +179,40 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@torch.no_grad()
+def embedded(backbone: Any, ids: Sequence[int]) -> Tensor:
+    """(T, D): the embeddings of some tokens, without a gradient."""
+    device = next(backbone.parameters()).device
+    return backbone.embed(torch.tensor([list(ids)], dtype=torch.long, device=device))[0].detach()
+
+
+@torch.no_grad()
+def embedding_table(backbone: Any) -> Tensor:
+    """(V, D): the embeddings of all tokens, without a gradient."""
+    ids = torch.arange(backbone.vocabulary, device=next(backbone.parameters()).device)
+    return backbone.embed(ids[None])[0].detach()
+
+
 @contextmanager
-def frozen(backbone: Any) -> Iterator[None]:
-    """The backbone in evaluation mode and without weight gradients; both are put back."""
-    wanted = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+def evaluating(backbone: Any) -> Iterator[None]:
+    """The backbone in evaluation mode; the mode it was in is put back."""
     training = backbone.training
-    for parameter in wanted:
-        parameter.requires_grad_(False)
     backbone.eval()
     try:
         yield
     finally:
+        backbone.train(training)
+
+
+@contextmanager
+def frozen(backbone: Any) -> Iterator[None]:
+    """The backbone in evaluation mode and without weight gradients; both are put back."""
+    wanted = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        with evaluating(backbone):
+            yield
+    finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        backbone.train(training)

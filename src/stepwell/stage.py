@@ -151,6 +151,14 @@ class StageContext:
         """
         return self.recorder.restored()
 
+    def keep_artifacts(self) -> None:
+        """From here on what lies in `folder` survives a kill, for stages whose work is many files of their own.
+
+        Without a checkpoint it is cleared when the job begins anew. Called, as `restored`, before the first record.
+        """
+        if self.restored() is None:
+            self.save({"begun": True})
+
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """Tell the live table how far the stage is; call it as often as you like.
 

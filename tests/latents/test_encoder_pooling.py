@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stepwell.decode import right_padded
 from stepwell.latents.encoder_specs import Queries
-from stepwell.latents.encoders.base import right_padded
 from stepwell.latents.encoders.bytewise import sinusoids
 from stepwell.latents.encoders.pooling import Attention, Layer, QueryPooling, seeded, stretch_means
 

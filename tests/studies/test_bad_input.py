@@ -37,6 +37,7 @@ from typing import Any
 
 import pytest
 import torch
+from refusals import refused
 from tiny import contents, model_folder, records, started, tiny, write_plan
 
 import stepwell.store.job
@@ -50,23 +51,6 @@ from toy import small_disk
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 ITEMS = render(generate_graphs("mini", 6, 9), "mini", 9)
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
-    """The one message of a command that must fail with this exit code."""
-    capsys.readouterr()
-    assert run(arguments) == code
-    error = capsys.readouterr().err
-    assert error.startswith("stepwell: ") and error.count("stepwell: ") == 1
-    assert error.count("\n  Way out: ") == 1 and error.endswith("\n"), error
-    assert "Traceback" not in error and 'File "' not in error
-    return error
 
 
 def command(plan: Plan, folder: str = "run", *overrides: str) -> list[str]:

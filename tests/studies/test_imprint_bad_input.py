@@ -20,6 +20,7 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from tiny import model_folder, records, started, write_plan
 from tiny_imprint import DOUBLE, FIT, squad_file, tiny_imprint
 
@@ -29,23 +30,6 @@ from stepwell.runner import run as run_plan
 from stepwell.studies.imprint.models import ByteTokenizer
 
 MODES = ("question", "answer")
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
-    """The one message of a command that must fail with this exit code."""
-    capsys.readouterr()
-    assert run(arguments) == code
-    error = capsys.readouterr().err
-    assert error.startswith("stepwell: ") and error.count("stepwell: ") == 1
-    assert error.count("\n  Way out: ") == 1 and error.endswith("\n"), error
-    assert "Traceback" not in error and 'File "' not in error
-    return error
 
 
 def command(plan: Plan, folder: str = "run") -> list[str]:

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 
 import pytest
+from refusals import refused
 from tiny import started, write_plan
 from tiny_squeeze import DIMS, WIDTH, letters_folder, tiny_squeeze
 
@@ -24,26 +25,9 @@ from stepwell.cli import run
 from stepwell.plan import Plan
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return letters_folder(tmp_path_factory.mktemp("model") / "letters")
-
-
-def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int) -> str:
-    """The one message of a command that must fail with this exit code."""
-    capsys.readouterr()
-    assert run(arguments) == code
-    error = capsys.readouterr().err
-    assert error.startswith("stepwell: ") and error.count("stepwell: ") == 1
-    assert error.count("\n  Way out: ") == 1 and error.endswith("\n"), error
-    assert "Traceback" not in error and 'File "' not in error
-    return error
 
 
 def command(plan: Plan) -> list[str]:

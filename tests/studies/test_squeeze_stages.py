@@ -23,13 +23,14 @@ from stepwell.latents.restorer_specs import RestorerParams
 from stepwell.plan import Plan, jobs
 from stepwell.report import write_report
 from stepwell.runner import run
+from stepwell.shapes import embedding_table
 from stepwell.studies.qa import data as qa_data
 from stepwell.studies.qa.data import checks, read_split, split
 from stepwell.studies.qa.models import loaded
 from stepwell.studies.qa.params import QADataParams
 from stepwell.studies.squeeze import answer as squeeze_answer
 from stepwell.studies.squeeze.params import RefineParams
-from stepwell.studies.squeeze.restore import FILE, embedding_table, prompts_of, refine
+from stepwell.studies.squeeze.restore import FILE, prompts_of, refine
 from stepwell.tasks.base import QA
 
 TRAINED, SAMPLE = f"restore.residual.{DIMS}.0", 2

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.analysis.features import blocks, columns_of, gathered, patched
-from stepwell.answering import Read, carried_on, decoded, margins, read_of, right_padded
+from stepwell.answering import Read, carried_on, decoded, margins, read_of
+from stepwell.decode import right_padded
 from stepwell.latents.thoughts import Batch, Thoughts
 from stepwell.tasks.prosqa.reading import Reader, TextReader
 
@@ -153,7 +154,7 @@ class Tracer:
         """Written tokens as further columns; rows with fewer are padded, and the padding is never seen."""
         if not any(written):
             return read
-        ids, real = right_padded(written, read.hidden.device)
+        ids, real = right_padded(written, device=read.hidden.device)
         count, longer = real.sum(1), replace(read, cache=read.cache.clone())
         states = carried_on(self.model.backbone, longer, ids, real)
         last = states[torch.arange(len(ids), device=ids.device), (count - 1).clamp(min=0)]

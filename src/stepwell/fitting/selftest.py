@@ -19,7 +19,7 @@ from stepwell.fitting.measuring import measure
 from stepwell.fitting.noise import mixed, normal
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.latents.prompt import Problem, Target, begins
-from stepwell.shapes import frozen
+from stepwell.shapes import embedding_table, frozen
 
 RECIPES = tuple(FitRecipe(steps=100, restarts=1, lr=lr, schedule="constant", init="table") for lr in (0.03, 0.3))
 
@@ -49,9 +49,7 @@ def self_test(backbone: Any, *, slots: int = 4) -> SelfTest:
         slots: K.
     """
     problem = toy(backbone.vocabulary)
-    with torch.no_grad():
-        device = next(backbone.parameters()).device
-        table = backbone.embed(torch.arange(backbone.vocabulary, device=device)[None])[0].float()
+    table = embedding_table(backbone).float()
     fault = _misscored(backbone, problem, table, slots)
     if fault is not None:
         return SelfTest(passed=False, detail=fault)

@@ -16,6 +16,7 @@ from stepwell.fitting.gradients import clipped, cosines, pull_slope, without_con
 from stepwell.fitting.noise import normal
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.rows import ByMode
+from stepwell.shapes import embedding_table
 
 EPSILON = 1e-8
 
@@ -95,7 +96,7 @@ class Space:
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         width = backbone.width
         needed = recipe.init == "table" or recipe.rank is not None or recipe.pull
-        table = _table(backbone).to(dtype) if needed else None
+        table = embedding_table(backbone).to(dtype) if needed else None
         basis = offset = None
         middle, spread = parameter.new_zeros(width, dtype=dtype), parameter.new_full((width,), recipe.init_scale,
                                                                                      dtype=dtype)  # fmt: skip
@@ -125,12 +126,6 @@ class Space:
         assert self.table is not None and self.variance is not None
         slope = pull_slope(self.vectors(inner), self.table, self.variance)
         return slope if self.basis is None else slope @ self.basis.T
-
-
-@torch.no_grad()
-def _table(backbone: Any) -> Tensor:
-    device = next(backbone.parameters()).device
-    return backbone.embed(torch.arange(backbone.vocabulary, device=device)[None])[0].detach()
 
 
 def principal(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:

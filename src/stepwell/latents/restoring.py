@@ -26,14 +26,13 @@ from stepwell.latents.restorer_specs import RestoringRecipe
 from stepwell.losses import Logged, Summed, Weighing, cosine_rms, reconstruction
 from stepwell.losses.weighing import Step as WeighedStep
 from stepwell.objectives import IGNORE, cross_entropy, supervised
+from stepwell.recipe import too_many_skipped
 from stepwell.shapes import Backbone, frozen
 
 STATES = 512
 """Hidden states whose logits (V numbers each) exist at a time."""
 POOL = 16
 """Batches whose prompts are sorted by length together: little padding, and an order that stays nearly random."""
-FEWEST_SKIPPED = 3
-"""A training is not given up for fewer steps that were skipped, whatever their share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +180,7 @@ class _Loop:
             self.optimizer.step()
         self.step += 1
         self.skipped += not sound
-        if self.skipped >= FEWEST_SKIPPED and self.skipped > recipe.most_skipped * self.step:
+        if too_many_skipped(self.skipped, self.step, recipe.most_skipped):
             raise StageFailed(
                 f"{self.skipped} of {self.step} steps of the restorer were skipped: loss or gradient not finite",
                 "Lower `lr`, or look for damaged embeddings; `most_skipped` says how many steps may be skipped.",

@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from stepwell.errors import StepwellError
@@ -110,16 +109,6 @@ def fitted(context: str, question: str, *, limit: int, length: Callable[[str], i
     while length(text(kept)) > limit:
         kept -= 1
     return text(kept)
-
-
-def right_padded(
-    rows: Sequence[Sequence[int]], *, device: torch.device | str, filler: int = 0
-) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Ids padded on the right, and the mask, True where a column is real."""
-    columns = max(map(len, rows), default=0)
-    ids = torch.tensor([[*row, *[filler] * (columns - len(row))] for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(columns, device=device) < lengths[:, None]
 
 
 def _texts(prompts: Sequence[str]) -> list[str]:

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stepwell.decode import right_padded
 from stepwell.latents.encoder_specs import BytesSpec
-from stepwell.latents.encoders.base import Encoder, right_padded
+from stepwell.latents.encoders.base import Encoder
 from stepwell.latents.encoders.pooling import Layer, Projection, QueryPooling, seeded
 from stepwell.latents.wirebytes import utf8
 

@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from stepwell.backbone import SentenceEncoder
+from stepwell.decode import right_padded
 from stepwell.errors import StepwellError
 from stepwell.latents.encoder_specs import Queries, SentenceSpec
-from stepwell.latents.encoders.base import Encoder, right_padded
+from stepwell.latents.encoders.base import Encoder
 from stepwell.latents.encoders.pooling import Projection, QueryPooling, seeded
 
 # Tables are rounded up to multiples of 64 or 128, and some have rows to spare: 2 % of Phi-2's.

@@ -17,6 +17,7 @@ from stepwell.fitting.noise import mixed, seed_of
 from stepwell.fitting.recipe import FitRecipe
 from stepwell.fitting.state import Space
 from stepwell.latents.prompt import Problem, Target, fault_of, problem_of
+from stepwell.shapes import embedded
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.pairs import context_of, examples
@@ -79,14 +80,14 @@ def _beginnings(
     drawn = space.begin(seeds.to(first.device), params.slots)
     token = int(mixed(seeds[:1])[0] % backbone.vocabulary)
     found = [(f"random-{draw}", first, rest) for draw, rest in enumerate(drawn)]
-    found += [("nothing", first, drawn[0, :0]), ("random_token", first, _embedded(backbone, [token]))]
+    found += [("nothing", first, drawn[0, :0]), ("random_token", first, embedded(backbone, [token]))]
     if mode == "answer" and item.question:
-        found.append(("full_context", first, _embedded(backbone, _ids(backbone, item.question))))
+        found.append(("full_context", first, embedded(backbone, _ids(backbone, item.question))))
     prompt = params.prompts.get(target.mode)
     if prompt and item.question:
         ids = _ids(backbone, prompt.replace("{question}", item.question).replace("{answer}", item.answer or ""))
-        embedded = _embedded(backbone, ids)
-        found.append(("text_prompt", embedded[0], embedded[1:]))
+        prompt = embedded(backbone, ids)
+        found.append(("text_prompt", prompt[0], prompt[1:]))
     known = backbone.max_positions
     return [
         Asked(key=(item.id, mode, name), target=target, first=start, rest=rest, context=context)
@@ -97,12 +98,6 @@ def _beginnings(
 
 def _ids(backbone: Any, text: str) -> list[int]:
     return list(backbone.tokenizer.encode(text, add_special_tokens=False))
-
-
-@torch.no_grad()
-def _embedded(backbone: Any, ids: Sequence[int]) -> Tensor:
-    device = next(backbone.parameters()).device
-    return backbone.embed(torch.tensor([list(ids)], dtype=torch.long, device=device))[0].detach()
 
 
 def _nats(backbone: Any, asked: Sequence[Asked]) -> dict[tuple[str, str], dict[str, float]]:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from stepwell.answers import Asked, answer_nats
 from stepwell.decode import greedy
 from stepwell.fitting.measuring import measure
 from stepwell.fitting.noise import normal, seed_of
 from stepwell.latents.prompt import Problem, problem_of
-from stepwell.shapes import frozen
+from stepwell.shapes import embedded, evaluating
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import best_vectors, fitted
 from stepwell.studies.imprint.models import loaded
@@ -131,7 +131,7 @@ def _rows(
         fitting = (other for other in others if _fits(params, backbone, other, slots))
         for other in islice(fitting, params.questions):
             if other.id not in asked:
-                asked[other.id] = _embedded(backbone, params.prompt, other)
+                asked[other.id] = embedded(backbone, _prompt_ids(backbone, params.prompt, other))
                 yield Row(item=other, pair=None, condition="without", embeds=asked[other.id])
             for condition, c in (("own", vectors[item.id]), ("random", random[item.id])):
                 embeds = torch.cat((c.to(asked[other.id]), asked[other.id]))
@@ -157,12 +157,6 @@ def _gold(backbone: Any, item: QA) -> list[int]:
 
 
 @torch.no_grad()
-def _embedded(backbone: Any, prompt: str, item: QA) -> Tensor:
-    ids = _prompt_ids(backbone, prompt, item)
-    return backbone.embed(torch.tensor([ids], device=next(backbone.parameters()).device))[0]
-
-
-@torch.no_grad()
 def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float, str]]:
     """Of each row: nats a token of the gold answer (after a space), and what is written instead.
 
@@ -170,38 +164,17 @@ def answered(backbone: Any, rows: Sequence[Row], limit: int) -> list[tuple[float
     gold answer has, and one more.
     """
     golds = [_gold(backbone, row.item) for row in rows]
-    longest = max(len(row.embeds) for row in rows)
-    device = rows[0].embeds.device
-    padded = torch.stack([F.pad(row.embeds, (0, 0, longest - len(row.embeds), 0)) for row in rows])
-    lengths = torch.tensor([len(row.embeds) for row in rows], device=device)
-    mask = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    with frozen(backbone):
-        cache = backbone.new_cache()
-        hidden = backbone(padded, positions=positions, mask=mask, cache=cache, skip=longest - 1)[:, -1]
-        eos = backbone.tokenizer.eos_token_id
-        written = greedy(backbone, hidden, cache=cache, mask=mask, positions=lengths, stop=(eos,),
-                         limit=[max(limit, 1 + len(gold)) for gold in golds])  # fmt: skip
-        nats = _gold_nats(backbone, hidden, cache.clone(), mask, lengths, golds)
+    limits = [max(limit, 1 + len(gold)) for gold in golds]
+    with evaluating(backbone):
+        read = Asked.of_embeds([row.embeds for row in rows]).read(backbone)
+        written = greedy(
+            backbone, read.hidden, cache=read.cache, mask=read.mask, positions=read.positions,
+            stop=(backbone.tokenizer.eos_token_id,), limit=limits,
+        )  # fmt: skip
+        nats = [each for each, _ in answer_nats(backbone, read, golds)]
     texts = [backbone.tokenizer.decode(decoded.ids).strip() for decoded in written]
     shown = [
         text if "\n" in (row.item.answer or "") else text.partition("\n")[0]
         for row, text in zip(rows, texts, strict=True)
     ]
     return list(zip(nats, shown, strict=True))
-
-
-def _gold_nats(
-    backbone: Any, hidden: Tensor, cache: Any, mask: Tensor, lengths: Tensor, golds: Sequence[Sequence[int]]
-) -> list[float]:
-    longest = max(map(len, golds))
-    ids = torch.tensor([[*gold, *[0] * (longest - len(gold))] for gold in golds], device=hidden.device)
-    counts = torch.tensor([len(gold) for gold in golds], device=hidden.device)
-    real = torch.arange(longest, device=hidden.device) < counts[:, None]
-    positions = (lengths[:, None] + torch.arange(longest, device=hidden.device)).where(real, 0)
-    states = backbone(backbone.embed(ids), positions=positions, mask=torch.cat((mask, real), 1), cache=cache)
-    # The state before a token predicts it: the question's last for the first.
-    states = torch.cat((hidden[:, None], states[:, :-1]), 1)
-    loss = F.cross_entropy(backbone.logits(states[real]).float(), ids[real], reduction="none")
-    total = loss.new_zeros(len(golds)).index_add_(0, real.nonzero()[:, 0], loss)
-    return (total / counts).tolist()

@@ -71,9 +71,7 @@ class Asked:
 
 def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     """Fit every pair; write one record a restart, a target and a pair, and the vectors as safetensors."""
-    state = ctx.restored()
-    if state is None:
-        ctx.save({"begun": True})  # from here on, what is kept of each restart survives a kill
+    ctx.keep_artifacts()
     backbone, modes = loaded(ctx)
     asked = asked_of(params, ctx, backbone)
     for torn in ctx.folder.glob(f".{VECTORS}-*"):

@@ -15,6 +15,7 @@ from stepwell.fitting.loop import fit
 from stepwell.fitting.measuring import measure
 from stepwell.fitting.result import FINAL, Fitted
 from stepwell.latents.prompt import Problem, fault_of, problem_of
+from stepwell.shapes import embedding_table
 from stepwell.stage import StageContext
 from stepwell.studies.imprint.fits import best_vectors, fit_input, fitted
 from stepwell.studies.imprint.models import loaded
@@ -54,7 +55,7 @@ def measures(params: MeasureParams, ctx: StageContext) -> None:
     vectors = best_vectors(found, items)
     _gains(ctx, backbone, items, found, vectors)
     some = [item for item in items if item.id in vectors][: params.items or None]
-    table, shown = _table(backbone), context_of(ctx)
+    table, shown = embedding_table(backbone).float().cpu(), context_of(ctx)
     for done, item in enumerate(some, 1):
         problem = problem_of(backbone, item.id, item.targets(), context=shown(item))
         reading = Reading(backbone, problem, modes)
@@ -110,12 +111,6 @@ def _place(ctx: StageContext, backbone: Any, id: str, c: Tensor, table: Tensor) 
             "geometry", id=id, slot=slot, nearest=backbone.tokenizer.decode([token]), distance=found.distance[slot],
             cosine=found.cosine[slot], norm=found.norm[slot],
         )  # fmt: skip
-
-
-@torch.no_grad()
-def _table(backbone: Any) -> Tensor:
-    ids = torch.arange(backbone.vocabulary, device=next(backbone.parameters()).device)
-    return backbone.embed(ids[None])[0].float().cpu()
 
 
 def _line(params: MeasureParams, ctx: StageContext, id: str, reading: Reading, found: Fitted) -> None:

@@ -10,8 +10,7 @@ from stepwell.tasks.paraphrases import ParaphraseSpec, paraphrase
 
 def reword(params: ParaphraseSpec, ctx: StageContext) -> None:
     """Write the wordings of each text, and what an item lacks; answers of models are kept as they come."""
-    if ctx.restored() is None:
-        ctx.save({"begun": True})  # from here on, what was answered survives a kill
+    ctx.keep_artifacts()
     (data,) = ctx.inputs["data"]
     tier = DataParams.model_validate(dict(data.job.params)).tiers[str(ctx.job.axes["tier"])]
     items = examples(ctx)

@@ -49,8 +49,7 @@ class Said:
 
 def check(params: CheckParams, ctx: StageContext) -> None:
     """Decode every pair in every mode; one record each, a pair without vectors included."""
-    if ctx.restored() is None:
-        ctx.save({"begun": True})  # from here on, what a judge answered survives a kill
+    ctx.keep_artifacts()
     backbone, _ = loaded(ctx)
     found, score = fitted(ctx, backbone), scorer(ctx)
     converged = {row["id"]: row["converged"] for row in fit_input(ctx).records("pair")}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stepwell.answers import AnswerRecord, Asked, answer_items, nll_alarm
 from stepwell.latents.contract import Contract
+from stepwell.shapes import embedded as token_embeddings
 from stepwell.stage import StageContext
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
@@ -60,8 +61,7 @@ def embedded(contract: Contract, items: Sequence[QA]) -> Asked:
 
 def prompt_embeddings(contract: Contract, item: QA) -> Tensor:
     """(T, D) of the prompt's tokens after BOS."""
-    backbone, ids = contract.backbone, contract.prompt(item)[len(contract.bos) :]
-    return backbone.embed(torch.tensor([ids], device=next(backbone.parameters()).device))[0]
+    return token_embeddings(contract.backbone, contract.prompt(item)[len(contract.bos) :])
 
 
 def laid_out(contract: Contract, prefixes: Iterable[Tensor]) -> Asked:

@@ -14,6 +14,7 @@ from stepwell.latents.contract import Contract
 from stepwell.latents.restorer import Restorer, reconstruction
 from stepwell.latents.restorer_specs import RestoringRecipe
 from stepwell.latents.restoring import Step, train_restorer
+from stepwell.shapes import embedding_table
 from stepwell.stage import StageContext
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
@@ -69,13 +70,6 @@ def prompts_of(contract: Contract, ctx: StageContext, name: str) -> list[tuple[i
     """The prompts of a split, as every arm reads them."""
     (data,) = ctx.inputs["data"]
     return [contract.prompt(item) for item in read_split(data.folder, name)]
-
-
-@torch.no_grad()
-def embedding_table(backbone: Any) -> Tensor:
-    """(V, D)."""
-    ids = torch.arange(backbone.vocabulary, device=next(backbone.parameters()).device)
-    return backbone.embed(ids[None])[0].detach()
 
 
 def _train(

@@ -15,6 +15,7 @@ from stepwell.evaluate import Intervened, asked, collect, intervened
 from stepwell.latents.conditions import interventions
 from stepwell.latents.interventions import material
 from stepwell.latents.thoughts import WITH_LATENTS, Thoughts
+from stepwell.shapes import embedding_table
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.evaluation import rounded
 from stepwell.studies.thoughts.params import InterveneParams
@@ -75,8 +76,7 @@ def _browse(
     wanted = min(params.browse, len(thoughts))
     if not wanted or not thoughts.shape[1]:
         return
-    ids = torch.arange(model.backbone.vocabulary, device=next(model.parameters()).device)
-    table = F.normalize(model.backbone.embed(ids[None])[0].float(), dim=-1)
+    table = F.normalize(embedding_table(model.backbone).float(), dim=-1)
     # Whole batches, so that symbols have the names under which the thoughts were computed.
     for rows, batch in asked(model, reader, **asking):
         cosine = F.normalize(thoughts[rows].to(table), dim=-1) @ table.T

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stepwell.answers import Asked
+from stepwell.decode import right_padded
 from stepwell.errors import StepwellError
-from stepwell.latents.encoders.base import right_padded
 from stepwell.losses import (
     Answers,
     Reading,
@@ -28,6 +28,7 @@ from stepwell.losses import (
     reconstruction,
     teacher_forced_ce,
 )
+from stepwell.shapes import embedding_table
 from stepwell.studies.wire.model import Wire
 from stepwell.studies.wire.params import OF_PREFIX, OF_TEXT, TAUGHT, TrainingParams
 from stepwell.tasks.base import QA
@@ -68,7 +69,7 @@ class Objective:
                 f"the loss {bad[0]} is about prefix vectors, and this prefix is one of keys and values",
                 f"take {', '.join(bad)} out of the losses, or give the arm an `adapter`",
             )
-        self.table = TableMoments.of(_table(wire)) if "manifold" in names else None
+        self.table = TableMoments.of(embedding_table(wire.backbone)) if "manifold" in names else None
         self.teacher = TeacherStates(wire.backbone) if TAUGHT & set(names) else None
 
     def target(self, item: QA) -> tuple[int, ...]:
@@ -222,9 +223,3 @@ def _given(found: Any) -> Any:
 def _vectors(prefix: Any) -> Tensor:
     assert isinstance(prefix, Tensor)
     return prefix
-
-
-@torch.no_grad()
-def _table(wire: Wire) -> Tensor:
-    ids = torch.arange(wire.backbone.vocabulary, device=next(wire.backbone.parameters()).device)
-    return wire.backbone.embed(ids[None])[0]

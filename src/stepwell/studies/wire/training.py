@@ -22,6 +22,7 @@ from stepwell.errors import StageFailed, StepwellError
 from stepwell.latents.contract import Contract
 from stepwell.losses import Logged, LossWeights, Weighing, coins, gold_share
 from stepwell.randomness import random_state, set_random_state
+from stepwell.recipe import too_many_skipped
 from stepwell.stage import Input, StageContext
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
@@ -31,8 +32,6 @@ from stepwell.studies.wire.objective import Objective, Rows
 from stepwell.studies.wire.params import NORMS, TERMS, StageAParams, StageBParams, TrainingParams
 from stepwell.tasks.base import QA
 
-FEWEST_SKIPPED = 3
-"""A training is not given up for fewer steps that were skipped, whatever their share."""
 MEASURED = 8
 """Prompts on which a deep prefix is measured."""
 TRAINED = ("wire.stage-a", "wire.stage-b")
@@ -275,7 +274,7 @@ class _Loop:
 
     def _give_up(self) -> None:
         step, skipped = self.progress.step, self.progress.skipped
-        if skipped >= FEWEST_SKIPPED and skipped > self.recipe.most_skipped * step:
+        if too_many_skipped(skipped, step, self.recipe.most_skipped):
             raise StageFailed(
                 f"{skipped} of {step} optimizer steps were skipped: a loss or the gradient is not finite",
                 "Lower `lr`, or look for damaged items; `recipe.most_skipped` says how many steps may be skipped.",
