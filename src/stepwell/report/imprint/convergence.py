@@ -17,6 +17,7 @@ from stepwell.report.imprint.levels import (
     level_cell,
     lowest,
 )
+from stepwell.report.imprint.models import model_tables
 from stepwell.report.imprint.numbers import GROUP, average, average_cell, items, lines, portion, portion_cell
 from stepwell.report.imprint.reading import (
     Group,
@@ -107,7 +108,7 @@ def convergence_section(data: RunData) -> Section:
         title=TITLE,
         lines=TOLD,
         charts=tuple(_chart(group, some) for group, some in parts.items()),
-        tables=(outcome, loss, _levels(parts)),
+        tables=(outcome, loss, *model_tables(data, parts), _levels(parts)),
     )
 
 

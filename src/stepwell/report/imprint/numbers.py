@@ -84,7 +84,7 @@ def median(values: Sequence[float]) -> Estimate | None:
 
 
 def difference(
-    first: Mapping[Hashable, Any], second: Mapping[Hashable, Any], clusters: Mapping[Hashable, Hashable] | None = None
+    first: Mapping[Any, Any], second: Mapping[Any, Any], clusters: Mapping[Any, Hashable] | None = None
 ) -> Estimate | None:
     """Mean of first - second over the keys that both have a value for; None where there are none."""
     from stepwell.stats import paired_difference
