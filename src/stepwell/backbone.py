@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from transformers import (
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache as TransformersCache
 from transformers.cache_utils import DynamicLayer
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -53,7 +55,19 @@ from stepwell.shapes import (
     pick_device,
 )
 
-__all__ = ["DTYPES", "Backbone", "Cache", "HFBackbone", "HFCache", "SentenceEncoder", "Shape", "convert_gguf"]
+__all__ = [
+    "DTYPES",
+    "Backbone",
+    "Cache",
+    "HFBackbone",
+    "HFCache",
+    "SentenceEncoder",
+    "Shape",
+    "convert_gguf",
+    "load_tokenizer",
+    "renaming",
+    "skeleton",
+]
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -604,6 +618,20 @@ def _recomputed(forward: Any, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model, without its weights, by folder, pulled name or hub id.
+
+    Raises:
+        StepwellError: no such folder, a hub that cannot be reached, or a model without a tokenizer.
+    """
+    folder = models.locate(name)
+    with _readable(folder), _quiet():
+        tokenizer = _load_tokenizer(folder)
+    if tokenizer is None:
+        raise StepwellError("there is no tokenizer", "name a model with its tokenizer", path=folder)
+    return tokenizer
+
+
 def _load_tokenizer(folder: Path) -> Any:
     if not models.has_tokenizer(folder):
         return None
@@ -624,6 +652,51 @@ def convert_gguf(file: Path, folder: Path) -> None:
         model.hf_quantizer, model.is_quantized = None, False
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def skeleton(folder: Path) -> tuple[Any, Any]:
+    """The causal LM that a folder describes, without its weights, and its tokenizer (None where it has none).
+
+    Parameters are on the device `meta`, buffers are real; fp32, in evaluation mode. For work that holds a part of the
+    weights at a time.
+
+    Raises:
+        StepwellError: an unknown architecture or a broken configuration.
+    """
+    with _readable(folder), _quiet(), torch.random.fork_rng(devices=[]), _parameters_on_meta():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokenizer = _load_tokenizer(folder)
+    return model.eval(), tokenizer
+
+
+def renaming(model: Any) -> Callable[[str], str]:
+    """From a weight's name on disk, of whatever version, to what this version of transformers calls it."""
+    steps = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+
+    def renamed(name: str) -> str:
+        for step in steps:
+            name, _ = step.rename_source_key(name)
+        return name
+
+    return renamed
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    register = nn.Module.register_parameter
+
+    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        # One that is there already is being tied: it stays the same object.
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=False)
+        register(self, name, param)
+
+    nn.Module.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Batched greedy decoding over a cache, for any `Backbone`.
+"""Batched decoding over a cache, greedy or sampled, for any `Backbone`.
 
 A row stops at its own stop token or its own limit, and leaves the batch: later steps cost only the rows that still
 write. One forward of one column a step; logits of that column only.
@@ -6,7 +6,8 @@ write. One forward of one column a step; logits of that column only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import random
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,57 @@ class Decoded:
 
     ids: tuple[int, ...]
     stopped: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: logits are divided by it; above 0.
+        top_p: of the most likely tokens, as many as are needed for this share of the probability; in (0, 1]
+            (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751).
+        seeds: one for each prompt, so that what a prompt draws depends neither on its batch nor on the others.
+    """
+
+    temperature: float
+    top_p: float
+    seeds: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and 0 < self.top_p <= 1):
+            raise StepwellError(
+                f"a temperature of {self.temperature:g} and top_p of {self.top_p:g} cannot be sampled with",
+                "give a temperature above 0 and top_p above 0, up to 1; or decode greedily",
+            )
+
+
+# Logits (b, V) and the b rows they are of, as places in the batch -> tokens (b,).
+Choose = Callable[[Tensor, list[int]], Tensor]
+
+
+def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
+    """The greedy choice."""
+    return logits.argmax(-1)
+
+
+def drawn(sampling: Sampling, prompts: Sequence[int]) -> Choose:
+    """Choices at random for a batch of these prompts, by place; one number of a prompt's own stream a token."""
+    streams = [random.Random(sampling.seeds[prompt]) for prompt in prompts]
+
+    def choose(logits: Tensor, rows: list[int]) -> Tensor:
+        # float64: a cumulative sum over a large vocabulary has to end at 1.
+        shares, tokens = (logits.double() / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+        # A token is in where the share before it is below top_p, so the first always is.
+        before = shares.cumsum(-1) - shares
+        shares = shares.masked_fill(before >= sampling.top_p, 0.0)
+        sums = shares.cumsum(-1)
+        points = torch.tensor([[streams[row].random()] for row in rows], dtype=sums.dtype, device=sums.device)
+        # The first token whose sum exceeds the point: one without any share is never it.
+        place = torch.searchsorted(sums, points * sums[:, -1:], right=True).clamp(max=sums.shape[-1] - 1)
+        return tokens.gather(-1, place)[:, 0]
+
+    return choose
 
 
 @torch.no_grad()
@@ -58,6 +110,18 @@ def greedy(
     Raises:
         StepwellError: a negative limit, or positions beyond what the model knows.
     """
+    return _continued(backbone, (hidden, cache, mask, positions), stop, limit, most_likely)
+
+
+def _continued(
+    backbone: Backbone,
+    read: tuple[Tensor, Any, Tensor, Tensor],
+    stop: Collection[int],
+    limit: int | Sequence[int],
+    choose: Choose,
+) -> list[Decoded]:
+    """As `greedy`, each token as `choose` says; `read` is hidden, cache, mask and positions."""
+    hidden, cache, mask, positions = read
     rows = hidden.shape[0]
     limits = [limit] * rows if isinstance(limit, int) else list(limit)
     _check(backbone, positions, limits, rows)
@@ -67,7 +131,7 @@ def greedy(
     alive = [row for row in range(rows) if limits[row]]
     cache, hidden, mask, positions = _keep(alive, cache.clone(), hidden, mask, positions)
     while alive:
-        tokens = backbone.logits(hidden).argmax(-1)
+        tokens = choose(backbone.logits(hidden), alive)
         for row, token in zip(alive, tokens.tolist(), strict=True):
             stopped[row] = token in stops
             if not stopped[row]:
@@ -107,6 +171,40 @@ def greedy_prompts(
     Raises:
         StepwellError: an empty prompt, or limits for other prompts; otherwise as `greedy`.
     """
+    return _from_prompts(backbone, prompts, stop, limit, batch_size, lambda batch: most_likely)
+
+
+@torch.no_grad()
+def sampled_prompts(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: Sampling,
+    stop: Collection[int],
+    limit: int | Sequence[int],
+    batch_size: int = 64,
+) -> list[Decoded]:
+    """As `greedy_prompts`, each token drawn as `sampling` says; the same for the same seeds, in whatever batches.
+
+    Raises:
+        StepwellError: as `greedy_prompts`, or seeds for other prompts.
+    """
+    if len(sampling.seeds) != len(prompts):
+        raise StepwellError(
+            f"there are {len(sampling.seeds)} seeds for {len(prompts)} prompts", "give one seed a prompt"
+        )
+    return _from_prompts(backbone, prompts, stop, limit, batch_size, lambda batch: drawn(sampling, batch))
+
+
+def _from_prompts(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    stop: Collection[int],
+    limit: int | Sequence[int],
+    batch_size: int,
+    choose_for: Callable[[Sequence[int]], Choose],
+) -> list[Decoded]:
+    """Sorted by length into batches; `choose_for` gives each batch of prompts, by place, how its tokens are chosen."""
     for i, prompt in enumerate(prompts):
         if not prompt:
             raise StepwellError(f"prompt {i} is empty", "give each prompt one token at least, such as the end token")
@@ -125,8 +223,8 @@ def greedy_prompts(
         cache = backbone.new_cache()
         columns = ids.shape[1]
         hidden = backbone(backbone.embed(ids), positions=positions, mask=mask, cache=cache, skip=columns - 1)[:, -1]
-        found = greedy(backbone, hidden, cache=cache, mask=mask, positions=positions[:, -1] + 1, stop=stop,
-                       limit=[limits[i] for i in batch])  # fmt: skip
+        read = (hidden, cache, mask, positions[:, -1] + 1)
+        found = _continued(backbone, read, stop, [limits[i] for i in batch], choose_for(batch))
         out.update(zip(batch, found, strict=True))
     return [out[i] for i in range(len(prompts))]
 

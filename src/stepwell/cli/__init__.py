@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
-from stepwell.cli import compare, data, runs
+from stepwell.cli import analyze, compare, data, merging, runs, sandbox, sft
 from stepwell.errors import StepwellError
 
 USAGE_ERROR, FAILED = 3, 4
@@ -26,7 +26,11 @@ app = typer.Typer(
 )
 runs.add_to(app)
 compare.add_to(app)
+analyze.add_to(app)
 data.add_to(app)
+sandbox.add_to(app)
+sft.add_to(app)
+merging.add_to(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,8 +6,10 @@ format. Hub sets are read with `datasets`, which is loaded only then, and which 
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +21,7 @@ from stepwell.tasks.base import QA, check_ids
 Entry = dict[str, Any]
 Source = str | Path
 HUB_ID = re.compile(r"(?P<name>[\w-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
-FILE_ENDINGS = frozenset({".json", ".jsonl", ".txt", ".md", ".csv"})
+FILE_ENDINGS = frozenset({".json", ".jsonl", ".txt", ".md", ".csv", ".gz"})
 
 
 def hub_id(source: Source) -> tuple[str, str | None] | None:
@@ -34,14 +36,15 @@ def hub_id(source: Source) -> tuple[str, str | None] | None:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """The text of a file.
+    """The text of a file; of a gzip file what it holds.
 
     Raises:
         StepwellError: there is no such file, it cannot be read, or it is empty; the way out says what is `expected`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
         raise StepwellError(cause, f"name a readable file: {expected}", path=path) from None
     if not text.strip():
