@@ -562,7 +562,8 @@ def test_what_cannot_be_saved_whole_is_refused_and_the_old_artifact_stays(tmp_pa
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_peft_itself_reads_what_is_saved_in_its_format(tmp_path: Path, name: str):
     backbone, lora = adapted(name, layers="first half")
-    lora.save_peft(tmp_path, base="some/model", revision="main")
+    tiny(name).save(tmp_path / "base")
+    lora.save_peft(tmp_path, base="some/model", identity=tmp_path / "base", revision="main")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"], config["r"]) == ("some/model", "main", 3)
     other = tiny(name)

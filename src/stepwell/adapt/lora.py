@@ -6,6 +6,7 @@ one backbone (an encoder's and a decoder's); at most one is on at any time, in a
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from stepwell.adapt.params import LoraParams
 from stepwell.backbone import Conv1D, HFBackbone
 from stepwell.errors import StepwellError
+from stepwell.merging.adapter import LINEAGE, Lineage
+from stepwell.merging.base import BaseIdentity
 
 __all__ = ["LoRA", "LoraParams", "active_adapter"]
 
@@ -118,23 +121,43 @@ class LoRA(nn.Module):
         """Weights of the adapter."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_peft(self, folder: Path, *, base: str, revision: str | None = None) -> None:
+    def save_peft(self, folder: Path, *, base: str, identity: Path, revision: str | None = None) -> None:
         """Write the adapter into a folder as PEFT does (adapter_config.json, adapter_model.safetensors).
+
+        Which base it belongs to is written beside it (stepwell.json) and into the metadata of its weights: name,
+        revision, dtype, hash, and whether it was quantised. By the hash a merge knows the base again.
 
         Args:
             folder: is created where it is missing.
             base: name of the base model, for `base_model_name_or_path`.
+            identity: folder of the base, whose weights are hashed.
             revision: of the base.
+
+        Raises:
+            StepwellError: as `BaseIdentity.of`.
         """
         from safetensors.torch import save_file
 
+        found = BaseIdentity.of(identity)
+        frozen = next(weight for name, weight in self.backbone.named_parameters() if ".lora_" not in name)
+        quantised = found.quantised or bool(getattr(self.backbone.model, "is_quantized", False))
+        lineage = Lineage(base=base, revision=revision, identity=found, quantised=quantised,
+                          trained_in=str(frozen.dtype).removeprefix("torch."))  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         config = self.backbone.model.peft_config[self.name]
         config.base_model_name_or_path, config.revision, config.task_type = base, revision, "CAUSAL_LM"
         config.inference_mode = True
         config.save_pretrained(str(folder))
+        # PEFT writes a set in whatever order it has: equal adapters would be unequal files.
+        written = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        written["target_modules"] = sorted(written["target_modules"])
+        (folder / "adapter_config.json").write_text(json.dumps(written, indent=2, sort_keys=True), encoding="utf-8")
+        told = lineage.to_json()
+        (folder / LINEAGE).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self._peft_tensors().items()}
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        # One key alone: safetensors writes several in an order that changes, and with it the file's bytes.
+        metadata = {"stepwell": json.dumps(told)}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata=metadata)
 
     def _peft_tensors(self) -> dict[str, Tensor]:
         return {
