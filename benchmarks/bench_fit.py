@@ -220,11 +220,15 @@ def held(work: Work, texts: list[Problem], given: Any) -> None:
 
 
 def plain_texts(backbone: Any, path: Path, count: int, tokens: int) -> list[Problem]:
+    """The first paragraph of each article, then the second of each, and so on."""
+    articles = json.loads(path.read_text(encoding="utf-8"))["data"]
     found = []
-    for article in json.loads(path.read_text(encoding="utf-8"))["data"][:count]:
-        (target,) = problem_of(backbone, article["title"], article["paragraphs"][0]["context"]).targets
+    for place in range(count):
+        nth, which = divmod(place, len(articles))
+        name = f"{articles[which]['title']} {nth + 1}"
+        (target,) = problem_of(backbone, name, articles[which]["paragraphs"][nth]["context"]).targets
         ids = (*target.ids[: min(tokens, len(target.ids) - 1)], target.ids[-1])
-        found.append(Problem(id=article["title"], targets=(Target(ids=ids, mode="text"),)))
+        found.append(Problem(id=name, targets=(Target(ids=ids, mode="text"),)))
     return found
 
 

@@ -1,0 +1,112 @@
+"""The stages `tune.grade` and `tune.reference`: answers to the benchmarks, marked, under a protocol that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from stepwell.backbone import load_tokenizer
+from stepwell.errors import StepwellError
+from stepwell.grading.asking import ask_benchmark, asker, read_answers
+from stepwell.grading.benchmarks import Benchmark, grade
+from stepwell.grading.decoding import Answers, OwnWriter, Writer, answer
+from stepwell.grading.protocol import Decoding
+from stepwell.grading.records import Result, read_result, unmarked_warning, write_result
+from stepwell.grading.stops import Stops
+from stepwell.grading.vllm import writer
+from stepwell.sft.render import ChatFormat
+from stepwell.stage import Input, StageContext
+from stepwell.studies.tune.base import base_of, data_of
+from stepwell.studies.tune.data import benchmarks_of
+from stepwell.studies.tune.params import GradeParams, Recorded, ReferenceParams, TuneDataParams
+
+ELSEWHERE = "elsewhere"
+"""The template of answers that another program's model wrote: nobody here knows it."""
+
+
+def grade_model(params: GradeParams, ctx: StageContext) -> None:
+    """Let the model that the stage stands on answer, one record an item, and one a benchmark."""
+    base = base_of(ctx)
+    by, form = opened(ctx, params.decoding, params.batch_size, vllm=params.vllm)
+    for name, benchmark in _benchmarks(ctx, params.benchmarks).items():
+        found = answer(benchmark, form, params.decoding, by)
+        protocol = benchmark.protocol(form.fingerprint(), params.decoding)
+        result = grade(benchmark, found.texts, model=base.name, protocol=protocol, stops=found.stops)
+        write_result(ctx.folder / f"{name}.jsonl", result)
+        write_records(ctx, benchmark, result, found)
+        ctx.stop_if_asked()
+
+
+def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
+    """The answers of a reference model, marked: from an endpoint, a model on this machine, or a file."""
+    source = params.source
+    ctx.keep_artifacts()  # what an endpoint has answered survives a kill
+    for name, benchmark in _benchmarks(ctx, params.benchmarks).items():
+        why: Mapping[str, str] = {}
+        if isinstance(source, Recorded):
+            answers, model = read_answers(source.file, benchmark), source.model
+        else:
+            ask = asker(source, ctx.folder / "asked", device=ctx.device, between=ctx.stop_if_asked)
+            answers, why = ask_benchmark(benchmark, ask)
+            model = source.model
+        protocol = benchmark.protocol(ELSEWHERE, Decoding())
+        result = grade(benchmark, answers, model=model, protocol=protocol)
+        write_result(ctx.folder / f"{name}.jsonl", result)
+        write_records(ctx, benchmark, result, None)
+        detail = f"{len(why)} of {len(answers)} items have no answer" + (f": {next(iter(why.values()))}" if why else "")
+        ctx.write("check", name=f"answered-{name}", passed=not why, detail=detail)
+
+
+def opened(ctx: StageContext, decoding: Decoding, batch_size: int, *, vllm: bool = False) -> tuple[Writer, ChatFormat]:
+    """The model that the stage stands on, ready to answer in its own chat format."""
+    base = base_of(ctx)
+    form = ChatFormat.of(load_tokenizer(base.folder))
+
+    def own() -> OwnWriter:
+        backbone = base.load(ctx.device, decoding.precision)
+        backbone.eval()
+        return OwnWriter(backbone=backbone, form=form, batch_size=batch_size, between=ctx.stop_if_asked)
+
+    by, why = writer(base.folder, form, decoding, own, vllm=vllm)
+    if why:
+        ctx.event("writer", by=by.name, why=why)
+    return by, form
+
+
+def write_records(ctx: StageContext, benchmark: Benchmark, result: Result, found: Answers | None) -> None:
+    """One record an answer, and one of them all."""
+    asked = {question.id: question for question in benchmark.questions}
+    for record in result.records:
+        question = asked[record.id]
+        ctx.write(
+            "item", benchmark=benchmark.name, category=benchmark.category, split=benchmark.split, id=record.id,
+            sample=record.sample, correct=record.right, status=record.status, partial=record.partial, why=record.why,
+            stop=record.stop, question=question.bare, prediction=record.text, reference=question.reference,
+        )  # fmt: skip
+    accuracy = result.accuracy()
+    stops = None if found is None else Stops.of(list(found.written.values()))
+    ctx.write(
+        "result", benchmark=benchmark.name, category=benchmark.category, model=result.model, n=accuracy.n,
+        accuracy=accuracy.value, low=accuracy.low, high=accuracy.high, protocol=result.protocol.fingerprint(),
+        template=result.protocol.template, scorer=result.protocol.scorer,
+        unmarked=len(result.first_answers) - accuracy.n, warning=unmarked_warning(result),
+        by=None if found is None else found.by, cut=None if stops is None else stops.cut.value,
+        looping=None if stops is None else stops.looping, stops_warning=None if stops is None else stops.red_flag,
+    )  # fmt: skip
+
+
+def results_of(made: Input) -> dict[str, Result]:
+    """The results of a job that graded, by benchmark.
+
+    Raises:
+        StepwellError: it graded nothing.
+    """
+    found = {path.stem: read_result(path) for path in sorted(Path(made.folder).glob("*.jsonl"))}
+    if not found:
+        raise StepwellError(f"{made.job.id} graded nothing", "name a stage of the kind `tune.grade`")
+    return found
+
+
+def _benchmarks(ctx: StageContext, names: tuple[str, ...]) -> dict[str, Benchmark]:
+    data = data_of(ctx)
+    return benchmarks_of(data.folder, TuneDataParams.model_validate(dict(data.job.params)), names)

@@ -1,0 +1,294 @@
+"""Parameters of the study's stages. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stepwell.adapt.params import LoraParams
+from stepwell.endpoint import Endpoint
+from stepwell.grading.protocol import Decoding
+from stepwell.localchat import LocalModel
+from stepwell.recipe import Monitors
+from stepwell.sft.recipe import LORA, SftRecipe
+from stepwell.spec import DataFile, ModelName, Spec
+
+Count = Annotated[int, Field(ge=0)]
+Some = Annotated[int, Field(ge=1)]
+
+
+class WordProblems(Spec):
+    """Generated problems in the form of GSM8K (`stepwell.tasks.word_problems`).
+
+    Attributes:
+        categories: of the problems, in turn.
+        largest: of the numbers in the text.
+    """
+
+    kind: Literal["word-problems"] = "word-problems"
+    categories: tuple[str, ...] = ("add", "subtract", "add-subtract")
+    largest: int = Field(default=20, ge=10, le=99)
+
+
+class Gsm8k(Spec):
+    """GSM8K; from the hub where no file is named.
+
+    Attributes:
+        file: in the official format.
+        hub: of the hub set.
+    """
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    file: DataFile | None = None
+    hub: str = "openai/gsm8k:main"
+
+
+class Conversations(Spec):
+    """Conversations to train on: JSONL of chat messages, or of instruction and response.
+
+    Without ground truth nothing can be mined from them.
+    """
+
+    kind: Literal["conversations"] = "conversations"
+    file: DataFile
+
+
+class Code(Spec):
+    """HumanEval or MBPP; from the hub where no file is named. Answers are executed in the sandbox.
+
+    Attributes:
+        file: in the official format.
+        hub: of the hub set.
+    """
+
+    kind: Literal["humaneval", "mbpp"]
+    file: DataFile | None = None
+    hub: str | None = None
+
+
+class Squad(Spec):
+    """SQuAD, v1 or v2; from the hub where no file is named."""
+
+    kind: Literal["squad"] = "squad"
+    file: DataFile | None = None
+    hub: str = "rajpurkar/squad"
+
+
+TrainSource = Annotated[WordProblems | Gsm8k | Conversations, Field(discriminator="kind")]
+
+
+class OpenEnded(Spec):
+    """Prompts that no ground truth decides about: only a judge can, of answers of two models.
+
+    Attributes:
+        file: conversations; the last answer of each is not shown to anybody.
+    """
+
+    kind: Literal["open"] = "open"
+    file: DataFile
+
+
+TestSource = Annotated[WordProblems | Gsm8k | Code | Squad | OpenEnded, Field(discriminator="kind")]
+
+
+class TuneDataParams(Spec):
+    """What is trained on, and what is graded. No item of a benchmark is in the training set, nor a part of one.
+
+    Attributes:
+        source: of the training set; of GSM8K its split `train`.
+        benchmarks: name -> what is graded; of published sets their split `test` (SQuAD: `validation`). Word problems
+            are drawn together with those of the training set, and split.
+        n_train: conversations; 0 = all.
+        n_held: conversations that only the loss is measured on.
+        n_test: items of each benchmark; 0 = all.
+        ask: what follows each problem of mathematics, in training as in grading; None = that of `stepwell.grading`.
+        draw: seed of what is drawn.
+    """
+
+    source: TrainSource = WordProblems()
+    benchmarks: Annotated[dict[str, TestSource], Field(min_length=1)]
+    n_train: Count = 0
+    n_held: Count = 32
+    n_test: Count = 0
+    ask: str | None = None
+    draw: Count = 0
+
+    @model_validator(mode="after")
+    def _numbers(self) -> Self:
+        generated = [self.source, *self.benchmarks.values()]
+        if any(isinstance(one, WordProblems) for one in generated) and not (self.n_train and self.n_test):
+            raise ValueError("generated problems have no end: say how many in `n_train` and `n_test`")
+        return self
+
+
+class TuneModelParams(Spec):
+    """The base.
+
+    Attributes:
+        name: hub id, pulled name or folder.
+        precision: of weights and computation while it is trained.
+        allow_quantised: train on a quantised base, which a merge will refuse; it is recorded.
+        gradient_checkpointing: layers are computed again in the backward pass.
+    """
+
+    name: ModelName
+    precision: Literal["fp32", "bf16"] = "fp32"
+    allow_quantised: bool = False
+    gradient_checkpointing: bool = False
+
+
+class LintParams(Spec):
+    """The linter of the data (`stepwell.sft.linter`).
+
+    Attributes:
+        max_tokens: of an example, as in training.
+        allow: codes of findings that the plan puts up with.
+    """
+
+    max_tokens: Some = 2048
+    allow: tuple[str, ...] = ()
+
+
+class TuneTrainParams(SftRecipe):
+    """The recipe, the adapter and what is watched.
+
+    Attributes:
+        lora: the adapter.
+        monitors: what stops or alerts.
+        replay: where failures are trained on, this share of the rows is of the first training set.
+    """
+
+    lora: LoraParams = LORA
+    # What is validated are single tokens of held-out answers: no chance level, and no accuracy that could collapse.
+    monitors: Monitors = Monitors(breakthrough="off", collapse="off")
+    replay: float = Field(default=0.5, ge=0, lt=1)
+
+
+class MergeParams(Spec):
+    """How an adapter is merged.
+
+    Attributes:
+        precision: what the merged weights are stored in; None = as the base is.
+        least_survived: share of the adapter's change that has to survive the cast.
+    """
+
+    precision: Literal["fp32", "bf16"] | None = None
+    least_survived: float = Field(default=0.9, ge=0, le=1)
+
+
+class GradeParams(Spec):
+    """How a model is graded.
+
+    Attributes:
+        benchmarks: which of the data stage's; empty = all.
+        decoding: how answers are written.
+        batch_size: items at a time.
+        vllm: let vLLM write where it is to be had, else our own decoding; the records say which of them wrote.
+    """
+
+    benchmarks: tuple[str, ...] = ()
+    decoding: Decoding = Decoding(max_tokens=256)
+    batch_size: Some = 16
+    vllm: bool = False
+
+
+class Recorded(Spec):
+    """Answers that were recorded before.
+
+    Attributes:
+        file: JSON lines, {id, answer}.
+        model: what wrote them, for the records.
+    """
+
+    kind: Literal["file"] = "file"
+    file: DataFile
+    model: str
+
+
+class FromEndpoint(Endpoint):
+    """A model behind an OpenAI-compatible address."""
+
+    kind: Literal["endpoint"] = "endpoint"
+
+
+class FromModel(LocalModel):
+    """A model on this machine."""
+
+    kind: Literal["model"] = "model"
+
+
+Reference = Annotated[Recorded | FromEndpoint | FromModel, Field(discriminator="kind")]
+Asked = Annotated[FromEndpoint | FromModel, Field(discriminator="kind")]
+
+
+class ReferenceParams(Spec):
+    """A reference model, whose answers are marked as ours are.
+
+    Attributes:
+        source: where its answers come from.
+        benchmarks: which of the data stage's; empty = all.
+    """
+
+    source: Reference
+    benchmarks: tuple[str, ...] = ()
+
+
+class VersusParams(Spec):
+    """Win, tie or loss against a reference model, item by item.
+
+    Attributes:
+        ours, theirs: the two stages, of the kinds `tune.grade` and `tune.reference`, that are compared.
+        judge: decides where there is no ground truth; None = such items are undecided.
+        bands: compare with the success bands of the original (an 8B model against GPT-4), by category.
+    """
+
+    ours: str = "after"
+    theirs: str = "before"
+    judge: Asked | None = None
+    bands: bool = False
+
+
+class MineParams(Spec):
+    """Failures of the model on its own training problems: what it loses against the written solutions.
+
+    Attributes:
+        items: of the training set that are asked; 0 = all.
+        decoding, batch_size, vllm: as in grading.
+    """
+
+    items: Count = 0
+    decoding: Decoding = Decoding(max_tokens=256)
+    batch_size: Some = 16
+    vllm: bool = False
+
+
+class CorrectParams(Spec):
+    """Failures answered anew; only what is right by ground truth is trained on.
+
+    Attributes:
+        by: `self` = the model that the stage stands on; else a teacher, or a file of recorded answers.
+        critique: show the wrong answer, and ask what is wrong with it; otherwise the problem is asked anew.
+        decoding, batch_size, vllm: as in grading, where `by` is `self`.
+    """
+
+    by: Literal["self"] | Reference = "self"
+    critique: bool = True
+    decoding: Decoding = Decoding(max_tokens=256)
+    batch_size: Some = 16
+    vllm: bool = False
+
+
+class RegressParams(Spec):
+    """Whether what was right before still is (McNemar's test), or phase B is rolled back.
+
+    Attributes:
+        before, after: the stages that graded, of the kind `tune.grade`.
+        margin: a loss of accuracy that is not worth a roll-back.
+        alpha: level of the test.
+    """
+
+    before: str = "after"
+    after: str = "after-b"
+    margin: float = Field(default=0.05, ge=0, lt=1)
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)

@@ -1,0 +1,87 @@
+"""The stage `tune.train`: an adapter on the base, from the training set or from failures with a share of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from stepwell.adapt.lora import LoRA
+from stepwell.grading.mining import read_failures, with_replay
+from stepwell.sft.conversations import Conversation
+from stepwell.sft.cost import cost, need_free_disk
+from stepwell.sft.model import SftModel, need_full_precision
+from stepwell.sft.packing import Batch, Corpus, prove_packing
+from stepwell.sft.parallel import Ranks
+from stepwell.sft.render import ChatFormat
+from stepwell.sft.stream import SftStream
+from stepwell.stage import StageContext
+from stepwell.studies.tune.base import ADAPTER, Base, base_of, data_of, inputs_of
+from stepwell.studies.tune.data import HELD, TRAIN, conversations_of
+from stepwell.studies.tune.mining import FAILURES
+from stepwell.studies.tune.params import TuneTrainParams
+from stepwell.train import Training
+
+HELD_ROWS = 8
+
+
+def train(params: TuneTrainParams, ctx: StageContext) -> None:
+    """Train, and save the adapter in PEFT's format with the identity of its base."""
+    state, base, data = ctx.restored(), base_of(ctx), data_of(ctx)
+    backbone = base.load(ctx.device)
+    need_full_precision(backbone, allowed=base.params.allow_quantised)
+    if params.pack:
+        prove_packing(backbone)
+    form = ChatFormat.of(backbone.tokenizer)
+    chosen, replayed = trained_on(params, ctx)
+    corpus = Corpus.of(chosen, form, params.max_tokens)
+    with Ranks.joined() as ranks:
+        stream = SftStream(
+            corpus, max_tokens=params.max_tokens, batch_size=params.batch_size, accumulation=params.accumulation,
+            seed=ctx.seed, pack=params.pack, ranks=ranks,
+        )  # fmt: skip
+        lora = LoRA(backbone, params.lora, name="tuned", seed=ctx.seed)
+        need_free_disk(ctx.folder, lora)
+        held = Corpus.of(conversations_of(data.folder, HELD), form, params.max_tokens)
+        model = SftModel(
+            lora, ctx=ctx, accumulation=params.accumulation, held_out=batches(held), ranks=ranks,
+        )  # fmt: skip
+        whole = cost(stream, params)
+        if state is None:
+            ctx.write(
+                "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
+                rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
+                padding_share=whole.padding_share, steps=whole.steps, base=base.name, base_sha256=model.base_sha256,
+                trainable=lora.parameter_count(),
+            )  # fmt: skip
+        began = time.perf_counter()
+        Training(
+            model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,
+            seed=ctx.seed,
+        ).run(state)  # fmt: skip
+        if ranks.rank == 0:
+            _save(lora, base, ctx)
+    ctx.event("trained", seconds=round(time.perf_counter() - began, 1), tokens=whole.tokens)
+
+
+def trained_on(params: TuneTrainParams, ctx: StageContext) -> tuple[list[Conversation], int]:
+    """The conversations, and how many of them are replayed: the training set, or failures with a share of it."""
+    first = conversations_of(data_of(ctx).folder, TRAIN)
+    # Corrected failures, where a stage corrected them, take the place of the written solutions.
+    mined = [*inputs_of(ctx, "tune.correct"), *inputs_of(ctx, "tune.mine")]
+    if not mined:
+        return first, 0
+    failures = read_failures(mined[0].folder / FAILURES)
+    chosen = with_replay(failures, first, share=params.replay, seed=ctx.seed)
+    return chosen, len(chosen) - len(failures)
+
+
+def batches(corpus: Corpus) -> Sequence[Batch]:
+    """Rows of one example each, for a loss on held-out conversations."""
+    numbers = sorted(range(len(corpus)), key=corpus.lengths.__getitem__)
+    return [corpus.batch([(number,) for number in numbers[at : at + HELD_ROWS]])
+            for at in range(0, len(numbers), HELD_ROWS)]  # fmt: skip
+
+
+def _save(lora: LoRA, base: Base, ctx: StageContext) -> None:
+    lora.save_peft(ctx.folder / ADAPTER, base=str(base.folder), identity=base.folder)
+    ctx.write("check", name="adapter-saved", passed=True, detail=f"{lora.parameter_count():,} weights on {base.name}")
