@@ -144,8 +144,11 @@ def jobs(rows: Sequence[JobStatus], plan: Plan) -> Table:
         if job.state == "running" and job.done and job.total and job.seconds is not None:
             left = duration(job.seconds * (job.total - job.done) / job.done)
         fields = "  ".join(f"{key} {_short(value)}" for key, value in job.fields.items())
+        told = fields or job.message.partition("\n")[0]
+        if job.alert:
+            told = Text.assemble(told, "\n" if told else "", (job.alert, "bold yellow"))
         took = "" if job.seconds is None else duration(job.seconds)
-        return job.job, state(job.state), total, took, left, fields or job.message.partition("\n")[0]
+        return job.job, state(job.state), total, took, left, told
 
     made = table(("job", "state", "steps", "time", "left", ""), map(row, rows), right=("steps", "time", "left"))
     made.caption, made.caption_justify = _so_far(rows, plan), "left"

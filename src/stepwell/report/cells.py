@@ -80,7 +80,7 @@ class Series:
         arm: decides the colour; "" for what is no arm (rules).
         seed: decides the stroke of a line.
         x: positions: steps of a line, or the value of a point in percent.
-        y: values of a line; None where undefined, which breaks it. Unused by points.
+        y: values of a line; None where undefined, which breaks it. Unused by intervals.
         low, high: interval ends of points; of a line's values where it has them.
         filled: whether a point is solid or hollow.
         marks: (x, text): where something began on this line, such as a curriculum stage.
@@ -124,19 +124,20 @@ class Chart:
     """A figure.
 
     Args:
-        form: "lines" over steps, "intervals" (points with intervals, one line a label), or "heat" (a field of values).
-        rules: (value, text): fixed reference values, such as chance.
+        form: "lines" over steps, "intervals" (points with intervals, one line a label), "points" (two numbers each), or
+            "heat" (a field of values).
+        rules: (value, text): fixed reference values, such as chance; of lines, steps at which something began.
         table: the same numbers, for readers without a chart; None where the tables of its section hold them.
         group: charts of one group stand side by side under this heading.
         low, high: ends of the y axis of lines, so that small charts side by side share it; of the x axis of intervals
             where that is not 0 to 100.
         right: last step shown, for the same reason.
-        log: whether that axis is logarithmic.
+        log: whether that axis is logarithmic; of points the x axis, which has a place of its own for 0.
     """
 
     key: str
     title: str
-    form: Literal["lines", "intervals", "heat"]
+    form: Literal["lines", "intervals", "points", "heat"]
     x_title: str
     series: tuple[Series, ...] = ()
     heat: Heat | None = None

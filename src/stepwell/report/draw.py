@@ -42,7 +42,8 @@ GREY = ("#7a7f85", "#8d939a")
 STROKES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon")
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
-ROW_PIXELS, LINES_PIXELS = 30, 190
+ROW_PIXELS, LINES_PIXELS, POINTS_PIXELS = 30, 190, 320
+SIDES = ("top", "bottom")
 
 
 def write_page(report: Report, path: Path) -> Path:
@@ -141,10 +142,7 @@ def theme_css() -> str:
 
 def figure(chart: Chart, arms: Sequence[str]) -> dict[str, Any]:
     """The figure as plotly's JSON: {data, layout}. Every text is escaped, for plotly reads tags and entities."""
-    if chart.heat is not None:
-        drawn = _heat(chart, chart.heat)
-    else:
-        drawn = _intervals(chart, arms) if chart.form == "intervals" else _lines(chart, arms)
+    drawn = _heat(chart, chart.heat) if chart.heat is not None else DRAWN[chart.form](chart, arms)
     drawn.update_layout(
         template=go.layout.Template(),
         font={"family": FONT, "size": 12},
@@ -275,11 +273,58 @@ def _lines(chart: Chart, arms: Sequence[str]) -> go.Figure:
         )
         if series.marks:
             drawn.add_trace(_marks_trace(series, colour, numbered=len(chart.series) == 1))
-    drawn.update_layout(height=LINES_PIXELS, margin={"l": 8, "r": 10, "t": 8, "b": 30})
+    _steps_marked(drawn, chart)
+    drawn.update_layout(height=LINES_PIXELS, margin={"l": 8, "r": 10, "t": 20 if chart.rules else 8, "b": 30})
     ticks: dict[str, Any] = {"dtick": 1} if any(series.low for series in chart.series) else {"nticks": 5}
     drawn.update_xaxes(range=[0, 1.02 * chart.right] if chart.right else None, **ticks, title_text=chart.x_title)
     drawn.update_xaxes(title_font_size=11, tickfont_size=11)
     drawn.update_yaxes(tickfont_size=11, **_y_axis(chart))
+    return drawn
+
+
+def _steps_marked(drawn: go.Figure, chart: Chart) -> None:
+    """A dotted line at each step at which something began, with what it was above it."""
+    for step, text in chart.rules:
+        drawn.add_vline(x=step, line={"color": GREY[0], "width": 1, "dash": "dot"})
+        place = {"x": step, "y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": "left", "showarrow": False}
+        drawn.add_annotation(text=html.escape(text), font={"size": 11}, **place)
+
+
+def _points(chart: Chart, arms: Sequence[str]) -> go.Figure:
+    """Points by two numbers, named beside them; what is 0 stands left of a logarithmic axis, with a tick of its own."""
+    sizes = [series.x[0] for series in chart.series]
+    some = [size for size in sizes if size > 0] or [1.0]
+    zero = min(some) / 4
+    ends = [zero if 0 in sizes else min(some), max(some)]
+    middle = math.sqrt(ends[0] * ends[1])
+    drawn = go.Figure()
+    # Neighbours by size are named above and below in turn, so that the names of two at one place are apart.
+    for place, series in enumerate(sorted(chart.series, key=lambda series: series.x[0])):
+        colour, (y, low, high) = _colour(series.arm, arms), (series.y[0] or 0.0, series.low[0], series.high[0])
+        drawn.add_trace(
+            go.Scatter(
+                x=[series.x[0] or zero],
+                y=[y],
+                mode="markers+text",
+                cliponaxis=False,
+                error_y=_bars(series, colour) if low is not None and high is not None else None,
+                marker={"color": colour, "size": 9, "symbol": "circle" if series.filled else "circle-open"},
+                text=[html.escape(series.label)],
+                # Away from the nearer edge: names stay within the figure.
+                textposition=f"{SIDES[place % 2]} {'left' if (series.x[0] or zero) > middle else 'right'}",
+                textfont={"size": 11},
+                hoverinfo="text",
+                hovertext=[html.escape(text) for text in series.hover],
+            )
+        )
+    ticks = _log_ticks(min(some) / 2, max(some) * 2)
+    named = [*([(zero, "0")] if 0 in sizes else []), *((tick, f"{tick:,.0f}") for tick in ticks if tick > 2 * zero)]
+    span = [math.log10(ends[0]) - 0.25, math.log10(ends[1]) + 0.25]
+    drawn.update_layout(height=POINTS_PIXELS, margin={"l": 10, "r": 20, "t": 16, "b": 44})
+    drawn.update_xaxes(type="log", range=span, tickvals=[at for at, _ in named], ticktext=[text for _, text in named])
+    drawn.update_xaxes(title_text=html.escape(chart.x_title), title_font_size=11, tickfont_size=11)
+    drawn.update_yaxes(range=[-0.02 * (chart.high or 1), chart.high], nticks=6, title_text=html.escape(chart.y_title))
+    drawn.update_yaxes(title_font_size=11, tickfont_size=11, rangemode="nonnegative")
     return drawn
 
 
@@ -306,7 +351,10 @@ def _y_axis(chart: Chart) -> dict[str, Any]:
             "ticktext": [f"{t:g}" for t in ticks],
         }
     if chart.low is not None and chart.high is not None:
-        return {"range": [chart.low, chart.high], "tickvals": [0, 25, 50, 75, 100]}
+        return {
+            "range": [chart.low, chart.high],
+            **({"tickvals": [0, 25, 50, 75, 100]} if chart.high > 50 else {"nticks": 5}),
+        }
     return {}
 
 
@@ -334,7 +382,7 @@ def _marks_trace(series: Series, colour: str, *, numbered: bool) -> go.Scatter:
         textfont={"size": 10},
         marker={"symbol": "line-ns-open", "size": 11, "color": colour, "line": {"width": 1.6, "color": colour}},
         hoverinfo="text",
-        hovertext=[html.escape(f"{series.label}, step {at:,.0f}: {text} begins") for at, text in series.marks],
+        hovertext=[html.escape(f"{series.label}, step {at:,.0f}: {text}") for at, text in series.marks],
     )
 
 
@@ -342,3 +390,6 @@ def _wrapped(label: str, width: int = 26) -> str:
     """An axis label on at most three lines, escaped line by line. The break is plotly's."""
     lines = textwrap.wrap(label, width, max_lines=3, placeholder=" …") or [""]
     return "<br>".join(html.escape(line) for line in lines)
+
+
+DRAWN = {"intervals": _intervals, "lines": _lines, "points": _points}

@@ -8,7 +8,7 @@ from stepwell.report.curves import finite, job_of
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import counted, grouped, is_clean, share, share_cell
 
-NUMERIC_AXES = ("seed", "slots")
+NUMERIC_AXES = ("vectors", "seed", "slots")
 AXES = ("arm", "tier", "model", *NUMERIC_AXES)
 """What the jobs of a study are told apart by."""
 
@@ -46,8 +46,15 @@ def seeds_section(folder: RunData) -> Section:
 
 def alerts_section(folder: RunData) -> Section:
     """What the monitors said while training ran."""
-    records = list(folder.of_kind("alert"))
+    records = [
+        {**record, "stage": job.partition(".")[0]}
+        for job in sorted(folder.records)
+        for record in folder.records[job]
+        if record.get("kind") == "alert"
+    ]
     axes = [axis for axis in AXES if any(record.get(axis) is not None for record in records)]
+    # Where one stage only can raise an alert, its name says nothing.
+    axes = ["stage"] * (len({record["stage"] for record in records}) > 1) + axes
     rows = tuple(
         Row(
             cells=(

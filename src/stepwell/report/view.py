@@ -21,7 +21,9 @@ from stepwell.report.probes import probes_section
 from stepwell.report.progress import cost_section, jobs_section, missing_section
 from stepwell.report.seeds import alerts_section, seeds_section
 from stepwell.report.tracing import tracing_section
+from stepwell.report.tune import failures_section, is_tune, stage_names, tune_sections
 from stepwell.report.verdicts import VerdictRow, verdict_rows, verdict_section
+from stepwell.report.wire import is_wire, wire_sections
 
 __all__ = ["Headline", "Report", "VerdictRow", "headline", "verdict_rows", "view"]
 
@@ -33,7 +35,7 @@ class Report:
     Args:
         title, study, rung, question: as the plan says.
         headline: the answer, from verdicts only.
-        arms: in the plan's order, or tiers and models where there are none; the drawing gives each its colour.
+        arms: in the plan's order, or what the study has instead (tiers and models, stages); each has its colour.
         sections: in reading order.
     """
 
@@ -50,7 +52,6 @@ def view(folder: RunData | Path | str) -> Report:
     """What the report of a run shows. Raises StepwellError where the folder is no run folder."""
     data = folder if isinstance(folder, RunData) else read_folder(folder)
     missing = missing_section(data)
-    imprint = is_imprint(data)
     figures, looks = _shown(data)
     sections = (
         verdict_section(data),
@@ -72,15 +73,26 @@ def view(folder: RunData | Path | str) -> Report:
         rung=str(plan.get("rung") or ""),
         question=str(plan.get("question") or ""),
         headline=headline(data),
-        arms=group_names(data) if imprint else data.arms(),
+        arms=_coloured(data),
         sections=sections,
     )
 
 
+def _coloured(data: RunData) -> tuple[str, ...]:
+    """What the figures tell apart by colour."""
+    if is_tune(data):
+        return stage_names(data)
+    return group_names(data) if is_imprint(data) else data.arms()
+
+
 def _shown(data: RunData) -> tuple[tuple[Section, ...], tuple[Section, ...]]:
     """The sections of the study that the run is of: figures, and single items to look at."""
+    if is_tune(data):  # first: where the plan is lost, its records of gains look like those of `imprint`
+        return tune_sections(data), (failures_section(data),)
     if is_imprint(data):
         return imprint_sections(data), ()
+    if is_wire(data):
+        return wire_sections(data), (browsed_section(data),)
     if is_answered(data):
         return answered_sections(data), (browsed_section(data),)
     return _of_thoughts(data)

@@ -32,6 +32,7 @@ class JobStatus:
         seconds: since the job began, or that it took; None where it has not run.
         fields: the stage's last words on its progress, e.g. loss and accuracy.
         message: why it failed, was skipped or was run again; empty otherwise.
+        alert: the last thing that a monitor said; it stays when the job ends, or goes on after an interruption.
     """
 
     job: str
@@ -43,6 +44,7 @@ class JobStatus:
     seconds: float | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    alert: str = ""
 
 
 def status(folder: Path | str) -> list[JobStatus]:
@@ -60,7 +62,7 @@ def status(folder: Path | str) -> list[JobStatus]:
     began: dict[str, datetime.datetime] = {}
     for event in read_events(run.events_path):
         if event["event"] == "run-started":
-            rows = {name: row if row.state == "done" else _anew(row) for name, row in rows.items()}
+            rows = {name: row if row.state == "done" else _again(row) for name, row in rows.items()}
         elif event.get("job") in rows:
             name = event["job"]
             if event["event"] == "job-started":
@@ -74,11 +76,18 @@ def _anew(row: JobStatus) -> JobStatus:
     return JobStatus(job=row.job, stage=row.stage, axes=row.axes, state="waiting")
 
 
+def _again(row: JobStatus) -> JobStatus:
+    """The row before it goes on: a checkpoint remembers what was told, and does not tell it again."""
+    return replace(_anew(row), alert=row.alert)
+
+
 def _follow(row: JobStatus, event: Mapping[str, Any]) -> JobStatus:
     kind = event["event"]
     if kind == "job-started":
-        return replace(_anew(row), state="running", message=event.get("reason", ""))
-    if kind == "job-retired":
+        return replace(_again(row), state="running", message=event.get("reason", ""))
+    if kind == "alert":
+        return replace(row, alert=str(event.get("message", "")))
+    if kind in ("job-retired", "job-rerun"):
         return _anew(row)
     if kind == "progress":
         fields = {key: value for key, value in event.items() if key not in FRAME}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.report.answered.reading import CEILING, TEXT, Line, lines_of
+from stepwell.report.answered.reading import CEILING, LATENT, TEXT, Line, lines_of
 from stepwell.report.cells import Browsed, Section, digits_of, plural
 from stepwell.report.folder import Record, RunData
 
@@ -32,7 +32,7 @@ def _item(id: str, found: Sequence[tuple[Line, Record]]) -> Browsed:
     first = found[0][1]
     golds = first.get("answers")
     answer = "; ".join(map(clipped, golds)) if isinstance(golds, tuple) and golds else "no answer"
-    main = [(line, record) for line, record in found if line.condition in (TEXT, CEILING, line.arm)]
+    main = [(line, record) for line, record in found if line.condition in (TEXT, CEILING, LATENT, line.arm)]
     return Browsed(
         id=id,
         about="; ".join(f"{line.label} {_tick(record)}" for line, record in main),

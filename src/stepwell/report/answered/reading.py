@@ -14,16 +14,21 @@ from stepwell.report.folder import Record, RunData
 from stepwell.report.imprint.reading import number_of, stage_kinds
 from stepwell.report.measures import grouped
 
-OURS = ("qa.", "squeeze.")
+OURS = ("qa.", "squeeze.", "wire.")
 KINDS = frozenset({"contract", "coverage", "compressor", "reconstruction"})
 """Kinds of record that no other study writes: they tell whose run it is where plan.yaml is lost."""
-CEILING, TEXT = "ceiling", "text"
+CEILING, TEXT, LATENT = "ceiling", "text", "latent"
 FLAGS = frozenset({"em", "first_top1", "first_top5", "stopped", "skipped"})
 SHARES = frozenset({"f1", "ceiling_f1"})
 NUMBERS = frozenset({
     "n", "contexts_cut", "answers_lost", "answers_cut", "parameters", "bytes", "text_bytes", "nll_per_token", "tokens",
     "mse", "cosine", "relative_error", "norm_ratio", "explained", "corpus_tokens", "distinct", "width", "step", "bits",
+    "grad_norm",
 })  # fmt: skip
+TEXTS, COUNTS = frozenset({"answers", "tokens", "gold_tokens"}), frozenset({"counts", "gold_counts"})
+"""Fields of texts or numbers one after another, where they hold a list; `tokens` may be a number as well."""
+OWN_AXES = ("dims", "vectors")
+"""What records say themselves: where the plan is lost, or where one encoder answers with several M."""
 APART = ("arm", "seed")
 """Axes that are not part of a line's name: an arm is its condition, and seeds are pooled."""
 
@@ -33,7 +38,8 @@ class Line:
     """What one condition answered, all seeds together.
 
     Args:
-        name: what tables call it; arms after a second phase with their stage.
+        name: what tables call it: the condition, with its arm where that is not the same; arms after a second phase
+            with their stage.
         detail: the values of axes other than arm and seed, such as `dims 128`.
         condition, stage, arm: as recorded; no arm is "".
         records: its items, cleaned.
@@ -50,6 +56,11 @@ class Line:
     def label(self) -> str:
         """Name and detail on one line."""
         return f"{self.name}, {self.detail}" if self.detail else self.name
+
+    @property
+    def main(self) -> bool:
+        """Whether it is a text or an arm as it is: neither quantised nor a control of its arm."""
+        return self.condition in (TEXT, CEILING, LATENT, self.arm) or not self.arm
 
 
 def is_answered(data: RunData) -> bool:
@@ -77,12 +88,17 @@ def _cleaned(record: Record, job: str, axes: Mapping[str, Any] | None) -> Record
     found = {name: _value(name, value) for name, value in record.items()}
     for name in ("id", "condition", "set", "arm", "seed"):
         found[name] = "" if record.get(name) is None else str(record.get(name))
-    known = axes if axes is not None else {name: record[name] for name in ("dims",) if record.get(name) is not None}
+    own = {name: record[name] for name in OWN_AXES if record.get(name) is not None}
+    known = own if axes is None else {**axes, **(own if record.get("kind") == "item" else {})}
     detail = ", ".join(f"{name} {value}" for name, value in known.items() if name not in APART)
     return {**found, "job": job, "stage": job.partition(".")[0], "detail": detail}
 
 
 def _value(name: str, value: Any) -> Any:
+    if isinstance(value, list) and name in TEXTS | COUNTS:
+        return tuple(map(str, value)) if name in TEXTS else tuple(map(number_of, value))
+    if name in ("answers", *COUNTS):
+        return None
     if name in FLAGS:
         return value if isinstance(value, bool) else None
     if name in SHARES:
@@ -90,8 +106,6 @@ def _value(name: str, value: Any) -> Any:
         return share if share is not None and 0 <= share <= 1 else None
     if name in NUMBERS or name.startswith(("loss", "weighted", "weight")):
         return number_of(value)
-    if name == "answers":
-        return tuple(map(str, value)) if isinstance(value, list) else None
     return None if value is None else str(value)
 
 
@@ -99,18 +113,23 @@ def lines_of(data: RunData) -> list[Line]:
     """Every condition that was answered under, in the plan's order."""
     groups = grouped(
         (record for record in records_of(data, "item") if record["condition"]),
-        lambda record: (record["stage"], record["condition"], record["detail"]),
+        lambda record: (record["stage"], record["arm"], record["condition"], record["detail"]),
     )
-    stages: dict[tuple[str, str], set[str]] = {}
-    for stage, condition, detail in groups:
-        stages.setdefault((condition, detail), set()).add(stage)
+    stages: dict[tuple[str, str, str], set[str]] = {}
+    for stage, arm, condition, detail in groups:
+        stages.setdefault((arm, condition, detail), set()).add(stage)
     return [
         Line(
-            name=f"{condition} ({stage})" if len(stages[condition, detail]) > 1 else condition,
-            detail=detail, condition=condition, stage=stage, arm=records[0]["arm"], records=tuple(records),
+            name=_named(arm, condition) + (f" ({stage})" if len(stages[arm, condition, detail]) > 1 else ""),
+            detail=detail, condition=condition, stage=stage, arm=arm, records=tuple(records),
         )
-        for (stage, condition, detail), records in groups.items()
+        for (stage, arm, condition, detail), records in groups.items()
     ]  # fmt: skip
+
+
+def _named(arm: str, condition: str) -> str:
+    """A condition of an arm is named by itself where it bears the arm's name, as `residual-8bit` does."""
+    return condition if condition.startswith(arm) else f"{arm}: {condition}"
 
 
 def ceiling_of(lines: Iterable[Line]) -> dict[Hashable, float]:

@@ -117,7 +117,7 @@ def _bytes(data: RunData, lines: Sequence[Line]) -> Table:
     def cells(line: Line) -> tuple[Cell, ...]:
         sent, text = by_item(line.records, "bytes"), texts | by_item(line.records, "text_bytes")
         both = [text[id] for id in sent if id in text]
-        time = seconds.get((line.stage, line.condition, line.detail))
+        time = seconds.get((line.stage, line.condition, line.arm, line.detail))
         return (
             number(round(fmean(sent.values())) if sent else None),
             number(round(fmean(both)) if both else None, why="the text's bytes are not recorded"),
@@ -134,18 +134,18 @@ def _bytes(data: RunData, lines: Sequence[Line]) -> Table:
     return _table("Bytes on the wire, and time", lines, head, cells, note=BYTES)
 
 
-def _seconds(data: RunData, lines: Sequence[Line]) -> dict[tuple[str, str, str], float]:
-    """Seconds an item by stage, condition and detail; of the last time that a job answered."""
-    details = {record["job"]: line.detail for line in lines for record in line.records}
+def _seconds(data: RunData, lines: Sequence[Line]) -> dict[tuple[str, str, str, str], float]:
+    """Seconds an item by stage, condition, arm and detail; of the last time that a job answered."""
+    details = {record["job"]: (line.arm, line.detail) for line in lines for record in line.records}
     last: dict[tuple[str, str], tuple[float, float]] = {}
     for event in data.events:
         n, seconds = event.get("n"), event.get("seconds")
         sound = isinstance(n, int) and n > 0 and isinstance(seconds, int | float) and math.isfinite(seconds)
         if event.get("event") == "answered" and sound:
             last[str(event.get("job")), str(event.get("condition"))] = (float(seconds or 0), float(n or 1))
-    found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    found: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     for (job, condition), pair in last.items():
-        found.setdefault((job.partition(".")[0], condition, details.get(job, "")), []).append(pair)
+        found.setdefault((job.partition(".")[0], condition, *details.get(job, ("", ""))), []).append(pair)
     return {key: sum(s for s, _ in pairs) / sum(n for _, n in pairs) for key, pairs in found.items()}
 
 
@@ -168,8 +168,7 @@ def _charts(lines: Sequence[Line]) -> tuple[Chart, ...]:
     series = []
     for line in lines:
         estimate = f1_of(line.records)
-        shown = not line.arm or line.condition == line.arm
-        if shown and estimate is not None and estimate.value is not None:
+        if line.main and estimate is not None and estimate.value is not None:
             series.append(point(line.label, line.arm, estimate))
     rules: Mapping[str, float] = {}
     if ceiling is not None and ceiling.value is not None:
