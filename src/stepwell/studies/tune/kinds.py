@@ -165,7 +165,8 @@ KINDS = (
             yields={
                 "regression": frozenset({"benchmark", "right_before", "lost", "gained", "left_out", "loss", "n"})
                 | {"loss_low", "loss_high", "difference", "difference_low", "difference_high", "p_value", "margin"}
-                | {"verdict", "needed", "reason", "passed"},
+                | {"verdict", "needed", "reason"},
+                "change": frozenset({"benchmark", "id", "difference"}),
                 "kept": frozenset({"model", "rolled_back"}),
             },
         )

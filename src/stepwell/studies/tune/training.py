@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from stepwell.adapt.lora import LoRA
 from stepwell.grading.mining import read_failures, with_replay
+from stepwell.merging.base import BaseIdentity
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.cost import cost, need_free_disk
 from stepwell.sft.model import SftModel, need_full_precision
@@ -50,7 +51,7 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
             ctx.write(
                 "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
                 rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
-                padding_share=whole.padding_share, steps=whole.steps, base=base.name, base_sha256=model.base_sha256,
+                padding_share=whole.padding_share, steps=whole.steps, base=base.name, base_sha256=BaseIdentity.of(base.folder).sha256,
                 trainable=lora.parameter_count(),
             )  # fmt: skip
         began = time.perf_counter()

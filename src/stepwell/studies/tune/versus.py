@@ -47,8 +47,12 @@ def regress(params: RegressParams, ctx: StageContext) -> None:
             gained=len(found.gained), left_out=len(found.left_out), loss=found.loss.value, loss_low=found.loss.low,
             loss_high=found.loss.high, difference=found.difference.value, difference_low=found.difference.low,
             difference_high=found.difference.high, n=found.difference.n, p_value=float(found.p_value),
-            margin=found.margin, verdict=found.verdict, needed=found.needed, reason=found.reason, passed=found.keep,
+            margin=found.margin, verdict=found.verdict, needed=found.needed, reason=found.reason,
         )  # fmt: skip
+        moved = dict.fromkeys(found.lost, -1) | dict.fromkeys(found.gained, 1)
+        for item in old.first_answers:
+            if item not in found.left_out:
+                ctx.write("change", benchmark=name, id=item, difference=moved.get(item, 0))
     keep = all(kept)
     ctx.write("kept", model=params.after if keep else params.before, rolled_back=not keep)
 
