@@ -7,6 +7,7 @@ import pytest
 
 import toy_kinds
 from stepwell.calibrate import calibrate
+from stepwell.cli.show import totals
 from stepwell.devices import DEVICES, Device, calibrated, find_device
 from stepwell.errors import StepwellError
 from stepwell.estimate import Estimate, Work, estimate
@@ -68,6 +69,26 @@ def test_workers_share_a_gpu_without_gain_and_use_cores_of_their_own(tmp_path: P
     assert shared == pytest.approx(alone / 2)
     threads = by_stage(estimate(toy(tmp_path, "threads_per_job=2"), "cpu"))["train"].hours
     assert threads == pytest.approx(alone / 2)
+
+
+def test_the_job_that_holds_most_is_shown_against_the_device() -> None:
+    plan = load_plan("wire", rung="hero")
+    cost = estimate(plan, "h100")
+    assert by_stage(cost)["data"].memory is None, "unknown, not nothing"
+    held = {name: each.memory for name, each in by_stage(cost).items() if each.memory is not None}
+    most = max(held, key=lambda name: held[name].device)
+    (line,) = [line for line in totals(cost).splitlines() if line.startswith("memory")]
+    assert f"by one job of {most}, of 80 GB on h100 (weights 16.1 GB, " in line and "DOES NOT FIT" not in line
+    assert "of the machine's own" in line, "the teacher's states are not on the device"
+    assert held["stage-b"].host > 0 and held[most].device < 80e9
+    assert "DOES NOT FIT" in totals(estimate(plan, "l4"))
+    assert "DOES NOT FIT" not in totals(estimate(plan, "cpu")), "how much a CPU has is not known"
+    whole = load_plan("wire", rung="hero", overrides=["hero.recipe={epochs: 1, batch_size: 16}"])
+    assert "DOES NOT FIT" in totals(estimate(whole, "h100")), "16 whole texts at once"
+
+
+def test_nothing_is_said_of_memory_where_no_kind_says_it(tmp_path: Path) -> None:
+    assert "memory" not in totals(estimate(toy(tmp_path)))
 
 
 def test_the_slower_of_arithmetic_and_memory_counts_and_measured_seconds_override() -> None:

@@ -23,6 +23,30 @@ FRACTION_OF_MATMUL = 0.50
 
 
 @dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What one job holds at its peak, in bytes, as if all rows were as long as they may be.
+
+    Args:
+        weights: of models that are not trained.
+        training: trained parameters with their gradients and the optimizer's state.
+        activations: kept for the backward pass, or at work in a forward pass, with its cache.
+        logits: with everything of their size that the losses make of them.
+        host: kept in the machine's own memory, beside the device's.
+    """
+
+    weights: float = 0.0
+    training: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    host: float = 0.0
+
+    @property
+    def device(self) -> float:
+        """All that the device holds; allocator, kernels and fragments come on top of it."""
+        return self.weights + self.training + self.activations + self.logits
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What one job has to do.
 
@@ -32,6 +56,7 @@ class Work:
         tokens: positions processed, padding included.
         precision: of the matmuls.
         seconds: overrides the arithmetic where the time does not depend on the device, or was measured.
+        memory: what it holds; None = not known.
     """
 
     flop: float = 0.0
@@ -39,6 +64,7 @@ class Work:
     tokens: int = 0
     precision: Precision = "fp32"
     seconds: float | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +76,7 @@ class Device:
         bytes_per_second: memory bandwidth.
         measured: by `stepwell calibrate` on this machine, rather than taken from the maker's data sheet.
         cores: True where the rates are those of one core, and a job uses several.
+        memory_bytes: of the device; None = not known.
     """
 
     name: str
@@ -57,6 +84,7 @@ class Device:
     bytes_per_second: float
     measured: bool = False
     cores: bool = False
+    memory_bytes: float | None = None
 
     @property
     def fraction(self) -> float:
@@ -71,22 +99,24 @@ class Device:
         return max(work.flop / rate, work.bytes / self.bytes_per_second)
 
 
-def _sheet(name: str, fp32: float, bf16: float, bandwidth: float, *, cores: bool = False) -> Device:
+def _sheet(
+    name: str, fp32: float, bf16: float, bandwidth: float, memory: float | None, *, cores: bool = False
+) -> Device:
     rates = {"fp32": fp32, "bf16": bf16}
-    return Device(name=name, flop_per_second=rates, bytes_per_second=bandwidth, cores=cores)
+    return Device(name=name, flop_per_second=rates, bytes_per_second=bandwidth, cores=cores, memory_bytes=memory)
 
 
 DEVICES: dict[str, Device] = {
-    # Makers' data sheets: dense rates without sparsity; fp32 without TF32. HBM or GDDR bandwidth.
-    "h200": _sheet("h200", 67e12, 989e12, 4.8e12),
-    "h100": _sheet("h100", 67e12, 989e12, 3.35e12),
-    "a100": _sheet("a100", 19.5e12, 312e12, 2.04e12),
-    "l40s": _sheet("l40s", 91.6e12, 362e12, 0.864e12),
-    "l4": _sheet("l4", 30.3e12, 121e12, 0.30e12),
-    "rtx4090": _sheet("rtx4090", 82.6e12, 165e12, 1.008e12),
-    "t4": _sheet("t4", 8.1e12, 8.1e12, 0.32e12),
+    # Makers' data sheets: dense rates without sparsity; fp32 without TF32. HBM or GDDR bandwidth and size.
+    "h200": _sheet("h200", 67e12, 989e12, 4.8e12, 141e9),
+    "h100": _sheet("h100", 67e12, 989e12, 3.35e12, 80e9),
+    "a100": _sheet("a100", 19.5e12, 312e12, 2.04e12, 80e9),
+    "l40s": _sheet("l40s", 91.6e12, 362e12, 0.864e12, 48e9),
+    "l4": _sheet("l4", 30.3e12, 121e12, 0.30e12, 24e9),
+    "rtx4090": _sheet("rtx4090", 82.6e12, 165e12, 1.008e12, 24e9),
+    "t4": _sheet("t4", 8.1e12, 8.1e12, 0.32e12, 16e9),
     # One core with AVX2 at 3 GHz: 2 FMA units x 8 lanes x 2. Without matrix units, bf16 is no faster.
-    "cpu": _sheet("cpu", 96e9, 96e9, 15e9, cores=True),
+    "cpu": _sheet("cpu", 96e9, 96e9, 15e9, None, cores=True),
 }
 
 

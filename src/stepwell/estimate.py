@@ -1,4 +1,4 @@
-"""What a plan will cost before it runs: FLOP, hours on a named device, and a price.
+"""What a plan will cost before it runs: FLOP, hours and memory on a named device, and a price.
 
 Arithmetic, not a promise. A stage whose kind gives no estimate stays unknown; it is never counted as nothing.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stepwell import kinds
-from stepwell.devices import Device, Work, find_device
+from stepwell.devices import Device, Memory, Work, find_device
 from stepwell.plan import Plan, jobs
 from stepwell.plan.check import params_of
 from stepwell.spec import Spec
@@ -24,6 +24,7 @@ class StageEstimate:
 
     Args:
         conditional: the stage runs only when a gate routes to it, and is not in the totals.
+        memory: of the job that holds most on the device.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class StageEstimate:
     tokens: int | None
     hours: float | None
     conditional: bool
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
                 tokens=sum(work.tokens for work in known) if complete else None,
                 hours=_spread(seconds, at_once) / 3600 if complete else None,
                 conditional=stage.on is not None,
+                memory=_largest([work.memory for work in known]) if complete else None,
             )
         )
     counted = [each for each in stages if not each.conditional]
@@ -94,6 +97,11 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
         currency=plan.currency,
         unknown=tuple(each.stage for each in counted if each.hours is None),
     )
+
+
+def _largest(held: list[Memory | None]) -> Memory | None:
+    known = [each for each in held if each is not None]
+    return max(known, key=lambda each: each.device) if known and len(known) == len(held) else None
 
 
 def _spread(seconds: list[float], workers: int) -> float:

@@ -20,14 +20,14 @@ from stepwell.backbone import HFBackbone
 from stepwell.errors import StageFailed, StepwellError
 from stepwell.latents.contract import Contract
 from stepwell.latents.contract_specs import ContractParams
-from stepwell.losses import Weighing
+from stepwell.losses import Answers, Weighing
 from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.wire import evaluation, held, training
 from stepwell.studies.wire.model import Wire
-from stepwell.studies.wire.objective import Objective, Rows
-from stepwell.studies.wire.params import AnswerParams, HeldParams, StageAParams, StageBParams
+from stepwell.studies.wire.objective import Objective, Rows, answers_of, read_answers
+from stepwell.studies.wire.params import AnswerParams, EncoderParams, HeldParams, StageAParams, StageBParams
 from stepwell.tasks.base import QA
 
 B = "stage-b.bytes.3.0"
@@ -70,11 +70,14 @@ def objective(wire: Wire, *names: str) -> Objective:
     return Objective(wire, StageBParams.model_validate({"recipe": {"steps": 1}}), names, seed=0)
 
 
+def answers(wire: Wire, items: list[QA]) -> Answers:
+    return answers_of(wire.contract, [wire.contract.target(item) for item in items])
+
+
 def test_01_04_every_token_is_predicted_from_the_state_before_it_and_eos_is_learnt(wire: Wire, items: list[QA]) -> None:
-    found = objective(wire, "teacher_forced")
     with torch.no_grad(), wire.speaking():
         asked = wire.asked(wire.prefix(wire.latents(items[:4])))
-        reading = found.read(asked, found.answers(items[:4]))
+        reading = read_answers(wire.backbone, asked, answers(wire, items[:4]))
         records = list(
             answer_items(wire.backbone, wire.contract, items[:4],
                          lambda some: wire.asked(wire.prefix(wire.latents(some))), 2)
@@ -126,7 +129,9 @@ def test_05_the_teacher_is_the_model_without_lora_and_the_student_with_it(wire: 
     found.learn_teacher(items[:3], 2, lambda done: None)
     with torch.no_grad():
         with wire.speaking():
-            student = found.read(wire.asked(wire.prefix(wire.latents(items[:3]))), found.answers(items[:3]))
+            student = read_answers(
+                wire.backbone, wire.asked(wire.prefix(wire.latents(items[:3]))), answers(wire, items[:3])
+            )
         teacher = found._remembered(items[:3], student)
         plain = [
             record.nll_per_token
@@ -281,13 +286,15 @@ def test_controls_are_of_other_contexts_and_need_the_cut_text(made: tuple[Plan, 
         (StageBParams, {"losses": {"terms": {"kd": 1}}}, "no loss is theirs: name `text`"),
         (StageBParams, {"losses": {"terms": {"kd": {"start": 0}, "text": 1}}}, "`latent` is the ramp of this stage"),
         (StageBParams, {"recipe": {"steps": 1, "epochs": 1}}, "give either `steps` or `epochs`"),
-        (StageAParams, {"arms": {"x": {"encoder": {"kind": "bytes"}, "reader": {}}}}, "`reader` is LoRA of an encoder"),
-        (StageAParams, {"arms": {"x": {"encoder": {"kind": "bytes"}, "deep": {}}}}, "either `adapter` or `deep`"),
+        (
+            EncoderParams,
+            {"arms": {"x": {"encoder": {"kind": "bytes"}, "reader": {}}}},
+            "`reader` is LoRA of an encoder",
+        ),
+        (EncoderParams, {"arms": {"x": {"encoder": {"kind": "bytes"}, "deep": {}}}}, "either `adapter` or `deep`"),
     ],
 )
 def test_plans_that_make_no_sense_are_refused(model: Any, given: dict[str, Any], said: str) -> None:
-    base: dict[str, Any] = {"recipe": {"steps": 1}}
-    if model is StageAParams:
-        base["arms"] = {"x": {"encoder": {"kind": "bytes"}}}
+    base: dict[str, Any] = {} if model is EncoderParams else {"recipe": {"steps": 1}}
     with pytest.raises(ValueError, match=said):
         model.model_validate(base | given)

@@ -12,7 +12,7 @@ from tiny_wire import tiny_wire, wire_model
 from stepwell.errors import Interrupted
 from stepwell.runner import run
 from stepwell.stage import StageContext
-from stepwell.studies.wire.params import FIRST, STEP
+from stepwell.studies.wire.kinds import FIRST, STEP
 
 A, B, ANSWER = "stage-a.bytes.3.0", "stage-b.bytes.3.0", "answer.bytes.3.0"
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from contract_models import bytes_tokenizer
+from stepwell.adapt.params import LoraParams
 from stepwell.backbone import HFBackbone
+from stepwell.latents.contract import Contract
+from stepwell.latents.contract_specs import ContractParams
 from stepwell.plan import Plan, load_plan
-from stepwell.shapes import Shape
+from stepwell.shapes import Precision, Shape
+from stepwell.studies.qa.cost import Reader
+from stepwell.studies.wire.model import Wire
+from stepwell.studies.wire.params import Arm
+from stepwell.tasks.base import QA
 
 ARM = (
     "{encoder: {kind: bytes, patch: 4, inner: 16, layers: 1, heads: 2, width: 8, max_bytes: 600, "
@@ -32,9 +39,9 @@ SIZES = (
     "model.contract={max_prompt_tokens: 500, max_answer_tokens: 10, instruction: Be brief.}",
     "text.cut_tokens=[3]",
     "text.cut_bytes=[30]",
-    f"stage-a.arms.bytes={ARM}",
-    f"stage-a.arms.lm={LM}",
-    f"stage-a.arms.deep={DEEP}",
+    f"encoder.arms.bytes={ARM}",
+    f"encoder.arms.lm={LM}",
+    f"encoder.arms.deep={DEEP}",
     "stage-a.recipe={steps: 4, batch_size: 2, accumulation: 2, lr: 1.0e-2, checkpoint_every: 2}",
     f"stage-a.held={HELD}",
     "stage-b.recipe={steps: 6, batch_size: 4, lr: 1.0e-2, checkpoint_every: 2}",
@@ -55,7 +62,7 @@ SIZES = (
 )
 
 
-SHORT = ("data", "model", "text", "stage-a", "stage-b", "answer")
+SHORT = ("data", "model", "text", "encoder", "stage-a", "stage-b", "answer")
 
 
 def tiny_wire(model: Path, *overrides: str, stages: Sequence[str] | None = SHORT) -> Plan:
@@ -69,14 +76,76 @@ def tiny_wire(model: Path, *overrides: str, stages: Sequence[str] | None = SHORT
     return Plan.model_validate(plan.model_copy(update={"stages": kept, "gates": asked}).model_dump())
 
 
+def small_wire(*, vectors: int = 8, lora: bool = False, precision: Precision = "fp32") -> Wire:
+    """A byte encoder before a llama of random weights, in memory."""
+    shape = Shape(architecture="llama", vocabulary=2000, width=64, layers=4, heads=4, inner=172, max_positions=900)
+    backbone = HFBackbone.from_shape(shape, precision=precision, device="cpu")
+    randomise(backbone, 0.15)
+    backbone.tokenizer = bytes_tokenizer()
+    contract = Contract.of(
+        backbone, ContractParams(max_prompt_tokens=300, max_answer_tokens=10, instruction="Be brief.")
+    )
+    pooling = {"kind": "queries", "inner": 32, "heads": 2}
+    encoder = {"kind": "bytes", "patch": 4, "inner": 32, "layers": 1, "heads": 2, "width": 16, "max_bytes": 600}
+    arm = Arm.model_validate({"encoder": encoder | {"pooling": pooling}, "adapter": {"inner": 32}})
+    params = LoraParams(rank=4, alpha=4.0, layers="first half") if lora else None
+    wire = Wire(contract, arm, (vectors,), lora=params)
+    wire.train()
+    return wire
+
+
+def kept(work: Callable[[], object], *models: nn.Module) -> int:
+    """Bytes that a piece of work keeps for its backward pass, the models' weights left out; each storage once."""
+    known = {p.untyped_storage().data_ptr() for model in models for p in model.parameters()}
+    seen: dict[int, int] = {}
+    held = []  # alive, so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            held.append(tensor)
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return sum(seen.values())
+
+
+def reader_of(backbone: HFBackbone, *, longest: int) -> Reader:
+    """What an estimate knows of a model, read off the model; prompts as long as they may be."""
+    config = backbone.base.config
+    own = sum(p.numel() for name, p in backbone.named_parameters() if ".lora_" not in name)
+    return Reader(
+        layers=own - backbone.width * backbone.vocabulary, width=backbone.width, vocabulary=backbone.vocabulary,
+        prompt=longest, longest=longest, anchor=8, answer=10, blocks=config.num_hidden_layers,
+        inner=config.intermediate_size, keys=backbone.width, tied=True,
+        precision="bf16" if next(backbone.parameters()).element_size() == 2 else "fp32",
+    )  # fmt: skip
+
+
+def randomise(backbone: HFBackbone, std: float) -> None:
+    """Matrices drawn anew, so large that what is read matters to what is said."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in backbone.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def small_items(n: int) -> list[QA]:
+    """Items of differing contexts, questions and answers."""
+    names = ("Ada", "Bo", "Cy", "Dora", "Eve", "Finn", "Gus", "Hal")
+    return [
+        QA(id=f"{at}", question=f"Who is {name}?", answers=(f"{name} of {at}"[:9],), context=f"{name} has {at} cats.")
+        for at, name in ((at, names[at % len(names)] + chr(97 + at)) for at in range(n))
+    ]
+
+
 def wire_model(folder: Path) -> Path:
     """A llama of a few thousand random weights that reads and writes bytes, as transformers saves it."""
     shape = Shape(architecture="llama", vocabulary=264, width=16, layers=2, heads=2, inner=24, max_positions=720)
     backbone = HFBackbone.from_shape(shape, device="cpu")
-    generator = torch.Generator().manual_seed(1)
-    for parameter in backbone.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.3, generator=generator)
+    randomise(backbone, 0.3)
     backbone.tokenizer = bytes_tokenizer()
     backbone.save(folder)
     return folder

@@ -57,7 +57,7 @@ def plan(
     device: Annotated[str | None, typer.Option("--device", help="For the estimate: h100, a100, cpu, ...")] = None,
     hourly_price: Annotated[float | None, typer.Option("--hourly-price", min=0, help="Of the device.")] = None,
 ) -> None:
-    """Show stages, jobs, gates, FLOP, time and price of a plan. Runs nothing."""
+    """Show stages, jobs, gates, FLOP, time, memory and price of a plan. Runs nothing."""
     from stepwell.cli import show
     from stepwell.estimate import estimate
     from stepwell.plan import load_plan

@@ -67,6 +67,13 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def size(held: float | None) -> str:
+    """`3.1 GB` (1e9 bytes, as makers count); `unknown` where undefined."""
+    if held is None:
+        return "unknown"
+    return f"{held / 1e9:.3g} GB" if held >= 1e8 else f"{held / 1e6:.3g} MB"
+
+
 def criterion(asked: Criterion) -> str:
     """A criterion as one line: `accuracy of train (kind=validation, arm=cot, epoch<=10) >= 0.7, 95%`."""
     where = [f"{key}={'|'.join(map(str, v)) if isinstance(v, tuple) else v}" for key, v in asked.where.items()]
@@ -109,9 +116,10 @@ def plan_and_cost(plan: Plan, cost: Estimate) -> Iterable[Any]:
     for stage, each in zip(plan.stages, cost.stages, strict=True):
         needs = ", ".join(stage.needs) + (f" (on {stage.on})" if stage.on else "")
         time = duration(None if each.hours is None else each.hours * 3600)
-        rows.append((each.stage, each.kind, each.jobs, needs, number(each.flop), number(each.tokens), time))
-    columns = ("stage", "kind", "jobs", "needs", "FLOP", "tokens", "time")
-    yield table(columns, rows, right=("jobs", "FLOP", "tokens", "time"))
+        held = size(None if each.memory is None else each.memory.device)
+        rows.append((each.stage, each.kind, each.jobs, needs, number(each.flop), number(each.tokens), time, held))
+    columns = ("stage", "kind", "jobs", "needs", "FLOP", "tokens", "time", "memory")
+    yield table(columns, rows, right=("jobs", "FLOP", "tokens", "time", "memory"))
     if plan.gates:
         yield gates(plan)
     yield totals(cost)
@@ -129,10 +137,28 @@ def totals(cost: Estimate) -> str:
         f"FLOP   {number(cost.flop)}",
         f"time   {hours} on {device.name}, at {device.fraction:.0%} of its {basis}",
         f"price  {price}",
+        *_memory(cost),
     ]
     if cost.unknown:
         lines.append(f"without an estimate, and not in the sums: {', '.join(cost.unknown)}")
     return "\n".join(lines)
+
+
+def _memory(cost: Estimate) -> list[str]:
+    """The stage that holds most, by parts, against what the device has; nothing where no stage says it."""
+    known = [(each.memory, each.stage) for each in cost.stages if each.memory is not None]
+    if not known:
+        return []
+    most, stage = max(known, key=lambda pair: pair[0].device)
+    parts = {"weights": most.weights, "training": most.training, "activations": most.activations,
+             "logits": most.logits}  # fmt: skip
+    held = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value)
+    there = cost.device.memory_bytes
+    fits = "" if there is None else f", of {size(there)} on {cost.device.name}"
+    if there is not None and most.device > there:
+        fits += ": DOES NOT FIT"
+    host = f"; {size(most.host)} of the machine's own" if most.host else ""
+    return [f"memory {size(most.device)} at most, by one job of {stage}{fits} ({held}{host})"]
 
 
 def jobs(rows: Sequence[JobStatus], plan: Plan) -> Table:

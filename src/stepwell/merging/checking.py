@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,29 @@ from stepwell.merging.files import Weights
 MANIFEST = "stepwell-merge.json"
 FORMAT = 1
 AGAIN = "merge again, or copy the whole folder from where it is whole"
+
+
+def write_manifest(folder: Path, told: Mapping[str, Any], hashes: Mapping[str, str]) -> None:
+    """Write the manifest of a folder in which everything else is there already.
+
+    Args:
+        folder: of the merged model.
+        told: what it says beside the files.
+        hashes: tensor -> sha256.
+    """
+    with Weights.of_model(folder) as weights:
+        entries = weights.entries.values()
+        tensors = {entry.name: {"dtype": entry.dtype, "sha256": hashes[entry.name]} for entry in entries}
+        shards = {entry.file for entry in entries}
+    files = sorted(file for file in folder.iterdir() if file.is_file())
+    manifest = {
+        "format": FORMAT,
+        **told,
+        "files": {file.name: file.stat().st_size for file in files},
+        "sha256": {file.name: of_file(file) for file in files if file not in shards},
+        "tensors": tensors,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def examine(
         name, folder, weights, layout = base
         if is_quantised(folder, weights):
             found.add("base-in-4-bits", f"{name}: {_why_quantised(folder, weights)}")
-        if adapter.lineage.identity is None:
+        # A 4-bit copy has another name than the weights it was made from.
+        if adapter.lineage.identity is None and not meant:
             check_names(adapter, name, folder, found)
         laid = match(adapter, tensors, weights, layout)
         matched, outputs, unties = laid.faults, laid.outputs, laid.unties

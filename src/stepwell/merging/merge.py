@@ -16,14 +16,14 @@ from stepwell.fingerprint import fingerprint, of_file
 from stepwell.merging.adapter import CONFIG, WEIGHTS, Adapter
 from stepwell.merging.arithmetic import Merger
 from stepwell.merging.base import BaseIdentity, main_dtype, read_config
-from stepwell.merging.checking import MANIFEST, check_files
+from stepwell.merging.checking import MANIFEST, check_files, write_manifest
 from stepwell.merging.faults import examine, other_base, refuse
-from stepwell.merging.files import INDEX, Weights
+from stepwell.merging.files import INDEX, Weights, entry_bytes
 from stepwell.merging.layout import Layout
 from stepwell.merging.matching import Fault, Match
 from stepwell.merging.proof import Proof, ask, compare
 from stepwell.merging.streamed import Streamed, from_files, from_merger
-from stepwell.merging.writing import Change, Precision, Written, share_survived, write_weights
+from stepwell.merging.writing import Change, Precision, Written, share_survived, stored_as, write_weights
 from stepwell.models import MANIFEST as PULLED
 from stepwell.models import TOKENIZER_FILES, has_tokenizer, locate, whole_folder
 from stepwell.shapes import pick_device
@@ -122,9 +122,10 @@ def merge(
     """
     folder = locate(base)
     held = Adapter.read(adapter)
-    _need_room(folder, out)
+    _need_empty(out)
     with ExitStack() as stack:
         weights, tensors = stack.enter_context(Weights.of_model(folder)), stack.enter_context(held.open())
+        _need_room(weights, out, precision)
         _need_four_bits(held, merge_base)
         layout = Layout.of(folder, weights)
         found = examine(held, tensors, base=(str(base), folder, weights, layout), meant=merge_base is not None)
@@ -147,7 +148,8 @@ def merge(
                 folder=out, base=identity, merged=merged, verified=_is_verified(held, identity), proof=proof,
                 other=other, changes=written.changes, overridden=tuple(overridden), advice=advice, reason=reason,
             )  # fmt: skip
-            _write_manifest(new, result, held, written, str(base), override, merge_base)
+            told = _told(result, held, base=str(base), override=override, merge_base=merge_base)
+            write_manifest(new, told, written.hashes)
             check_files(new)
     return result
 
@@ -182,11 +184,13 @@ def _survived(changes: Sequence[Change]) -> float | None:
     return share_survived(delta, sum(change.lost_norm**2 for change in changes) ** 0.5)
 
 
-def _need_room(folder: Path, out: Path) -> None:
+def _need_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StepwellError("there is something there already", "name another folder, or delete it", path=out)
-    # What is written is at most twice the base (fp32 from 16 bits); what is needed is known only to that.
-    needed = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _need_room(weights: Weights, out: Path, precision: Precision | None) -> None:
+    needed = sum(entry_bytes(stored_as(entry, precision), entry.shape) for entry in weights.entries.values())
     place = next(parent for parent in out.absolute().parents if parent.is_dir())
     if (free := shutil.disk_usage(place).free) < needed:
         raise StepwellError(
@@ -277,17 +281,11 @@ def _is_full(folder: Path) -> bool:
     return _dtype(folder) in ("F32", "F64")
 
 
-def _write_manifest(
-    folder: Path, result: Merged, adapter: Adapter, written: Written, base: str, override: str | None,
-    merge_base: MergeBase | None,
-) -> None:  # fmt: skip
-    with Weights.of_model(folder) as weights:
-        tensors = {name: {"dtype": entry.dtype, "sha256": written.hashes[name]}
-                   for name, entry in weights.entries.items()}  # fmt: skip
-        shards = {entry.file for entry in weights.entries.values()}
-    files = sorted(file for file in folder.iterdir() if file.is_file())
-    manifest = {
-        "format": 1,
+def _told(
+    result: Merged, adapter: Adapter, *, base: str, override: str | None, merge_base: MergeBase | None
+) -> dict[str, Any]:
+    """What the manifest says beside the files and their hashes."""
+    return {
         "stepwell": stepwell.__version__,
         "base": {"name": base, **vars(result.base)},
         "adapter": {
@@ -299,8 +297,4 @@ def _write_manifest(
         "merge_base": merge_base,
         "override": override,
         **{key: value for key, value in result.to_json().items() if key != "out"},
-        "files": {file.name: file.stat().st_size for file in files},
-        "sha256": {file.name: of_file(file) for file in files if file not in shards},
-        "tensors": tensors,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

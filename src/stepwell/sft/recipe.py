@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stepwell.adapt.params import LoraParams
 from stepwell.recipe import Recipe
+from stepwell.spec import Spec
 
-__all__ = ["LORA", "SftRecipe"]
+__all__ = ["LORA", "Anil", "Maml", "Meta", "SftRecipe"]
 
 LORA = LoraParams(rank=64, alpha=16, dropout=0.05, layers="all", targets="all")
 """All seven kinds of linear maps of a Llama."""
@@ -47,3 +48,40 @@ class SftRecipe(Recipe):
         if not self.cosine or step < self.warmup_steps:
             return super().lr_factor(step, total_steps)
         return (1 + math.cos(math.pi * (step - self.warmup_steps) / (total_steps - self.warmup_steps))) / 2
+
+
+class Maml(Spec):
+    """Meta-learning by first-order MAML (Finn et al. 2017, arXiv 1703.03400, section 5.2): learn where to begin.
+
+    A micro-batch is a task: rows of one category. The adapter takes a few plain gradient steps on the task's support
+    rows, and what is learnt is the gradient of its query rows at the weights so found. The terms that go through the
+    inner steps (second derivatives) are left out. The defaults of the inner loop are those of mini-ImageNet there.
+
+    Attributes:
+        inner_steps: on the support rows, of the mean nats a supervised token, without momentum or clipping.
+        inner_lr: of these steps; 0 = the plain gradient over the query rows.
+        support: share of a task's rows that it adapts to; the others are the query. One row of each at least.
+    """
+
+    kind: Literal["maml"] = "maml"
+    inner_steps: int = Field(default=5, ge=1)
+    inner_lr: float = Field(default=1e-2, ge=0)
+    support: float = Field(default=0.5, gt=0, lt=1)
+
+    def support_rows(self, rows: int) -> int:
+        """How many of a task's rows are the support."""
+        return min(max(1, round(self.support * rows)), rows - 1)
+
+
+class Anil(Maml):
+    """Almost no inner loop (Raghu et al. 2020, arXiv 1909.09157): only the head adapts, all of the adapter learns.
+
+    Attributes:
+        head_layers: the head is the adapter's weights in so many of the last layers that it is on.
+    """
+
+    kind: Literal["anil"] = "anil"  # pyright: ignore[reportIncompatibleVariableOverride]
+    head_layers: int = Field(default=1, ge=1)
+
+
+Meta = Annotated[Maml | Anil, Field(discriminator="kind")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -11,7 +11,7 @@ from stepwell.errors import StepwellError
 from stepwell.sft.packing import Batch, Corpus, first_fit_decreasing
 from stepwell.sft.parallel import Ranks
 
-__all__ = ["SftStream"]
+__all__ = ["SftStream", "mixed"]
 
 
 class SftStream:
@@ -20,17 +20,26 @@ class SftStream:
     A step has accumulation x processes micro-batches; process r takes every one whose number leaves r. So n processes
     see in a step what one sees with n times the accumulation.
 
+    Where categories are given, the rows of a micro-batch are of one category, in a new mixture each epoch. Each row is
+    shown once an epoch, whatever its category, so a category weighs as much as it has rows: as it would without.
+
     Args:
         corpus: the training set.
         max_tokens: of a row.
-        batch_size: rows a micro-batch; fewer where the corpus has not enough for one step.
+        batch_size: rows a micro-batch; without categories fewer, where the corpus has not enough for one step.
         accumulation: micro-batches a step and process.
         seed: of order and dropout.
         pack: several examples in a row; otherwise one in each.
         ranks: which of how many processes this is.
+        categories: of each conversation by its id; a category with too few rows for a micro-batch is left out.
+
+    Attributes:
+        rows: numbers of the corpus's examples.
+        groups: by category (None: all alike) the numbers of its rows, and none where it is left out.
 
     Raises:
-        StepwellError: there are fewer rows than micro-batches in a step.
+        StepwellError: there are fewer rows than micro-batches in a step; or, with categories, a conversation has none,
+            or fewer than two of them have rows for a micro-batch.
     """
 
     def __init__(
@@ -43,18 +52,33 @@ class SftStream:
         seed: int,
         pack: bool = True,
         ranks: Ranks | None = None,
+        categories: Mapping[str, str | None] | None = None,
     ) -> None:
         self.corpus, self.accumulation, self.seed, self.ranks = corpus, accumulation, seed, ranks or Ranks()
-        self.rows = first_fit_decreasing(corpus.lengths, max_tokens) if pack else [(i,) for i in range(len(corpus))]
         self.micro_batches = accumulation * self.ranks.size
-        if len(self.rows) < self.micro_batches:
+        apart: dict[str | None, list[int]] = {None: list(range(len(corpus)))}
+        if categories is not None:
+            apart = _by_category(corpus.names, categories)
+        self.rows: list[tuple[int, ...]] = []
+        self.groups: dict[str | None, range] = {}
+        for name, examples in apart.items():
+            lengths = [corpus.lengths[number] for number in examples]
+            packed = first_fit_decreasing(lengths, max_tokens) if pack else [(i,) for i in range(len(examples))]
+            if categories is None or len(packed) >= batch_size:
+                self.rows += [tuple(examples[at] for at in row) for row in packed]
+            self.groups[name] = range(sum(map(len, self.groups.values())), len(self.rows))
+        if categories is None:
+            batch_size = min(batch_size, len(self.rows) // self.micro_batches)
+        elif sum(map(bool, self.groups.values())) < 2:
+            raise _too_few_categories(self.groups, batch_size)
+        whole = sum(len(rows) // batch_size for rows in self.groups.values()) if batch_size else 0
+        if whole < self.micro_batches:
             raise StepwellError(
                 f"{len(corpus)} conversations fill {len(self.rows)} rows, and a step has {self.micro_batches} "
                 "micro-batches",
                 "lower `accumulation` or `max_tokens`, or bring more data",
             )
-        self.batch_size = min(batch_size, len(self.rows) // self.micro_batches)
-        self.steps_per_epoch = len(self.rows) // (self.batch_size * self.micro_batches)
+        self.batch_size, self.steps_per_epoch = batch_size, whole // self.micro_batches
         # An epoch's order is asked for at every step of it.
         self._epoch = lru_cache(maxsize=1)(self._order)
 
@@ -62,20 +86,48 @@ class SftStream:
         """This process's micro-batches of optimizer step `step` (from 0). There are no curriculum stages."""
         epoch, inside = divmod(step, self.steps_per_epoch)
         first = inside * self.micro_batches
-        order, size = self._epoch(epoch), self.batch_size
+        order = self._epoch(epoch)
         return [
             self.corpus.batch(
-                [self.rows[row] for row in order[number * size : (number + 1) * size]],
-                seed=_mixed(self.seed, epoch * len(self.rows) + number),
+                [self.rows[row] for row in order[number]], seed=mixed(self.seed, epoch * len(self.rows) + number)
             )
             for number in range(first + self.ranks.rank, first + self.micro_batches, self.ranks.size)
         ]
 
-    def _order(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(_mixed(self.seed, -1 - epoch))
-        return torch.randperm(len(self.rows), generator=generator).tolist()
+    def _order(self, epoch: int) -> list[list[int]]:
+        """The rows of each micro-batch."""
+        generator = torch.Generator().manual_seed(mixed(self.seed, -1 - epoch))
+        size, made = self.batch_size, []
+        for rows in self.groups.values():
+            order = [rows[at] for at in torch.randperm(len(rows), generator=generator).tolist()]
+            made += [order[at : at + size] for at in range(0, len(order) - size + 1, size)]
+        if len(self.groups) == 1:
+            return made
+        return [made[at] for at in torch.randperm(len(made), generator=generator).tolist()]
 
 
-def _mixed(seed: int, number: int) -> int:
+def mixed(seed: int, number: int) -> int:
     """One seed out of two numbers, in the 63 bits that a generator takes."""
     return (seed * 1_000_003 + number * 7_919 + 12_345) % (2**63 - 1)
+
+
+def _by_category(names: Sequence[str], categories: Mapping[str, str | None]) -> dict[str | None, list[int]]:
+    """Examples by category, in the order of the categories' names."""
+    if without := [name for name in names if categories.get(name) is None]:
+        raise StepwellError(
+            f"{len(without)} of {len(names)} conversations have no category, {without[0]} for one",
+            "give each conversation a `category`, or train without `meta`",
+        )
+    found: dict[str | None, list[int]] = {name: [] for name in sorted({str(categories[name]) for name in names})}
+    for number, name in enumerate(names):
+        found[categories[name]].append(number)
+    return found
+
+
+def _too_few_categories(groups: Mapping[str | None, Sequence[int]], batch_size: int) -> StepwellError:
+    enough = sum(map(bool, groups.values()))
+    return StepwellError(
+        f"{enough} of {len(groups)} categories ({', '.join(map(str, groups))}) have the {batch_size} rows of a task, "
+        "and tasks of two at least are needed to learn how to adapt",
+        "bring conversations of more categories, lower `batch_size`, switch packing off, or train without `meta`",
+    )

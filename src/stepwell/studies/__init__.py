@@ -8,7 +8,7 @@ from stepwell.studies.squeeze import params as _squeeze
 from stepwell.studies.thoughts import analysis_params as _analyses
 from stepwell.studies.thoughts import params as _thoughts
 from stepwell.studies.tune import kinds as _tune
-from stepwell.studies.wire import params as _wire
+from stepwell.studies.wire import kinds as _wire
 
 __all__ = ["KINDS"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from stepwell.devices import Precision, Work
+from stepwell.devices import Memory, Precision, Work
 from stepwell.studies.imprint.cost import KNOWN as OTHERS
 from stepwell.studies.qa.params import Generated, QADataParams, QAModelParams, TextParams
 
@@ -20,6 +20,19 @@ SQUAD = 185
 KNOWN = OTHERS | {"meta-llama/Llama-3.1-8B-Instruct": (6_979_588_096, 4_096, 128_256)}
 """Parameters of the layers, width and vocabulary of models that need not be at hand to be planned with."""
 BYTES = {"fp32": 4, "bf16": 2}
+LAYOUTS = {
+    "smollm2-135m": (30, 1_536, 192, True),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (24, 8_192, 2_048, True),
+    "gpt2": (12, 3_072, 768, True),
+    "meta-llama/Llama-3.1-8B-Instruct": (32, 14_336, 1_024, False),
+}
+"""Layers, inner width, width of keys, and whether the head is the embedding, of the same models."""
+FLOAT = 4
+"""Bytes of a number in fp32, in which norms, losses and everything trained are."""
+TRAINED = 16
+"""Bytes of a trained parameter: itself, its gradient and two moments of AdamW, in fp32."""
+OF_LOGITS, OF_TAUGHT = 3, 6
+"""Arrays of the size of the logits that a step holds: losses and gradient; with a teacher's to be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,9 @@ class Reader:
         prompt: tokens of a prompt, about.
         anchor, answer: tokens of the anchor, about, and the most that are written.
         precision: of weights and computation.
+        longest: tokens of a prompt at most.
+        blocks, inner, keys: layers, width of their MLPs, and of their keys.
+        tied: whether the head is the embedding transposed.
     """
 
     layers: int
@@ -41,6 +57,11 @@ class Reader:
     anchor: int = 8
     answer: int
     precision: Precision
+    longest: int
+    blocks: int
+    inner: int
+    keys: int
+    tied: bool
 
     @property
     def head(self) -> int:
@@ -57,8 +78,45 @@ class Reader:
         flop = 2.0 * items * (columns * self.layers + self.answer * self.head)
         moved = math.ceil(items / batch_size) * (1 + self.answer) * (self.layers + self.head)
         return Work(
-            flop=flop, bytes=float(moved * BYTES[self.precision]), tokens=items * columns, precision=self.precision
-        )
+            flop=flop, bytes=float(moved * BYTES[self.precision]), tokens=items * columns, precision=self.precision,
+            memory=self.asked(batch_size),
+        )  # fmt: skip
+
+    # Bytes.
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the frozen model."""
+        return float(self.layers + self.head * (1 if self.tied else 2)) * BYTES[self.precision]
+
+    def asked(self, batch_size: int) -> Memory:
+        """A batch that is read and answered: its cache, and the widest moment of one layer."""
+        columns, number = batch_size * (self.longest + self.anchor + self.answer), BYTES[self.precision]
+        cache = 2.0 * columns * self.blocks * self.keys * number
+        # Decoding appends by copying a layer's keys and values.
+        at_work = columns * (6 * self.width + 3 * self.inner) * number
+        logits = 3.0 * batch_size * (1 + self.answer) * self.vocabulary * FLOAT
+        return Memory(weights=self.weights, activations=cache + at_work, logits=logits)
+
+    def kept(self, adapted: float = 0.0) -> float:
+        """Bytes that one column leaves for the backward pass through frozen layers.
+
+        A frozen linear map needs its weight only, not what went in. What stays: what each norm read, in fp32; queries,
+        keys and values (as wide as queries once repeated) and what attention gave; of the MLP three arrays of its
+        inner width.
+
+        Args:
+            adapted: share of the layers that have LoRA on all linear maps, whose inputs stay too.
+        """
+        number = BYTES[self.precision]
+        plain = 2 * FLOAT * self.width + number * (4 * self.width + 3 * self.inner)
+        # Each LoRA reads its input in fp32: its own copy where the model is not.
+        copies = 3 * self.width + self.inner if number == FLOAT else 6 * self.width + self.inner
+        return self.blocks * (plain + adapted * FLOAT * copies)
+
+    def judged(self, positions: float, *, taught: bool) -> float:
+        """Bytes of the logits at supervised positions, with everything of their size."""
+        return positions * self.vocabulary * FLOAT * (OF_TAUGHT if taught else OF_LOGITS)
 
 
 def reader(inputs: Mapping[str, Any]) -> Reader | None:
@@ -68,10 +126,12 @@ def reader(inputs: Mapping[str, Any]) -> Reader | None:
     if found is None:
         return None
     layers, width, vocabulary = found
+    blocks, inner, keys, tied = LAYOUTS[model.name]
     contract = model.contract
     return Reader(
         layers=layers, width=width, vocabulary=vocabulary, answer=contract.max_answer_tokens,
         prompt=min(contract.max_prompt_tokens, prompt_tokens(inputs["data"])), precision=model.precision,
+        longest=contract.max_prompt_tokens, blocks=blocks, inner=inner, keys=keys, tied=tied,
     )  # fmt: skip
 
 
@@ -87,8 +147,8 @@ def tested(data: QADataParams, items: int) -> int:
 
 
 def times(work: Work, n: int) -> Work:
-    """The same work, n times."""
-    return Work(flop=n * work.flop, bytes=n * work.bytes, tokens=n * work.tokens, precision=work.precision)
+    """The same work, n times, one after the other."""
+    return replace(work, flop=n * work.flop, bytes=n * work.bytes, tokens=n * work.tokens)
 
 
 def of_text(params: TextParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.devices import Work
+from stepwell.devices import Memory, Work
 from stepwell.latents.restorer_specs import RestorerParams
-from stepwell.studies.qa.cost import Reader, reader, tested, times
+from stepwell.studies.qa.cost import FLOAT, TRAINED, Reader, reader, tested, times
 from stepwell.studies.squeeze.params import AnswerParams, RefineParams, RestoreParams
 
+AT_ONCE = 512
+"""Positions whose logits exist at a time: `stepwell.latents.restoring.STATES`, which needs torch."""
 EIGH = 9
 """An eigendecomposition takes about so many D^3 (Golub & Van Loan 2013, 8.3)."""
 
@@ -32,7 +34,8 @@ def of_restore(params: RestoreParams, axes: Mapping[str, Any], inputs: Mapping[s
         trained = arm.recipe.steps * arm.recipe.batch_size * arm.recipe.accumulation
     flop = fitting + trained * (passed + taught) + measured * passed
     # The restorer is float32 whatever the model is.
-    return Work(flop=flop, tokens=trained + measured, precision="fp32")
+    batch = 1 if arm.recipe is None else arm.recipe.batch_size
+    return Work(flop=flop, tokens=trained + measured, precision="fp32", memory=_fitting(known, passed, taught, batch))
 
 
 def of_refine(params: RefineParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -45,9 +48,17 @@ def of_refine(params: RefineParams, axes: Mapping[str, Any], inputs: Mapping[str
     tokens = recipe.steps * recipe.batch_size * recipe.accumulation
     passed, taught = restoring(arm.restorer, dims, known.width)
     if recipe.objective != "reading":
-        return Work(flop=tokens * (passed + taught), tokens=tokens, precision="fp32")
+        memory = _fitting(known, passed, taught, recipe.batch_size)
+        return Work(flop=tokens * (passed + taught), tokens=tokens, precision="fp32", memory=memory)
     tokens *= known.prompt
-    return Work(flop=tokens * a_read_token(known, passed, taught), tokens=tokens, precision=known.precision)
+    columns = float(recipe.batch_size * known.longest)
+    memory = Memory(
+        weights=known.weights, training=TRAINED * taught / 4,
+        logits=known.judged(min(columns, AT_ONCE), taught=False),
+        activations=columns * (known.kept() + _restored(known.width)),
+    )  # fmt: skip
+    flop = tokens * a_read_token(known, passed, taught)
+    return Work(flop=flop, tokens=tokens, precision=known.precision, memory=memory)
 
 
 def of_answer(params: AnswerParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -57,6 +68,20 @@ def of_answer(params: AnswerParams, axes: Mapping[str, Any], inputs: Mapping[str
         return None
     once = known.answering(tested(inputs["data"], params.items), params.batch_size)
     return times(once, len(params.bits))
+
+
+def _fitting(known: Reader, passed: float, taught: float, batch_size: int) -> Memory:
+    """Token vectors alone: the table, covariance and eigenvectors in fp64, and a batch of restored vectors."""
+    table = known.head * FLOAT + 4 * 8.0 * known.width**2
+    return Memory(
+        weights=known.weights, training=TRAINED * taught / 4 + passed / 2 * FLOAT,
+        activations=table + batch_size * _restored(known.width),
+    )  # fmt: skip
+
+
+def _restored(width: int) -> float:
+    """Bytes that a token leaves in restorer and losses for their backward pass: about ten arrays of the width."""
+    return 10.0 * width * FLOAT
 
 
 def a_read_token(known: Reader, passed: float, taught: float) -> float:

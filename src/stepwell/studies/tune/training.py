@@ -51,8 +51,8 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
             ctx.write(
                 "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
                 rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
-                padding_share=whole.padding_share, steps=whole.steps, base=base.name, base_sha256=BaseIdentity.of(base.folder).sha256,
-                trainable=lora.parameter_count(),
+                padding_share=whole.padding_share, steps=whole.steps, base=base.name,
+                base_sha256=BaseIdentity.of(base.folder).sha256, trainable=lora.parameter_count(),
             )  # fmt: skip
         began = time.perf_counter()
         Training(

@@ -19,7 +19,7 @@ from stepwell.studies.qa.models import loaded
 from stepwell.studies.qa.text import ask, text_bytes
 from stepwell.studies.wire.model import FOLDER, Prefix, Wire, mapped
 from stepwell.studies.wire.params import AnswerParams
-from stepwell.studies.wire.training import MEASURED, trained
+from stepwell.studies.wire.training import texts_of, trained
 from stepwell.tasks.base import QA
 from stepwell.tasks.qa_scores import squad_form
 
@@ -52,8 +52,7 @@ def answer(params: AnswerParams, ctx: StageContext) -> None:
     contract = loaded(ctx)
     (data,), (text,) = ctx.inputs["data"], ctx.inputs["text"]
     train = read_split(data.folder, "train", params.mean_of)
-    texts = [contract.text(item) for item in train[:MEASURED]]
-    wire = Wire.load(contract, trained(ctx).folder / FOLDER, texts=texts)
+    wire = Wire.load(contract, trained(ctx).folder / FOLDER, texts=texts_of(contract, train))
     wire.train(False)
     whole = rows_of(text, "text")
     cuts = {vectors: rows_of(text, f"tokens-{vectors}") for vectors in wire.vectors}

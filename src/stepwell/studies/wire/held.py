@@ -6,7 +6,6 @@ import json
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ import torch
 from stepwell.answers import AnswerRecord, answer_items, majority_first_token
 from stepwell.stage import StageContext
 from stepwell.stats import wilson
+from stepwell.studies.wire.kinds import FIRST
 from stepwell.studies.wire.model import Wire
-from stepwell.studies.wire.params import FIRST, HeldParams
+from stepwell.studies.wire.params import HeldParams
 from stepwell.tasks.base import QA
 
 SECONDS = 5.0
@@ -67,7 +67,7 @@ class Held:
         if not self.answered or (step % self.params.answer_every and not last):
             return
         wire = self.wire
-        with _still(wire), wire.speaking():
+        with wire.still(), wire.speaking():
             found = list(
                 answer_items(
                     wire.backbone, wire.contract, self.answered, batch_size=self.params.batch_size,
@@ -123,7 +123,7 @@ class Held:
     def _likely(self) -> list[list[int]]:
         """The five likeliest first tokens of each item, the likeliest first."""
         wire, size, found = self.wire, self.params.batch_size, []
-        with _still(wire), wire.speaking():
+        with wire.still(), wire.speaking():
             for at in range(0, len(self.items), size):
                 latents = wire.latents(self.items[at : at + size])
                 hidden = wire.asked(wire.prefix(latents)).read(wire.backbone).hidden
@@ -135,13 +135,3 @@ class Held:
 
     def _word(self, token: int) -> str:
         return self.wire.backbone.tokenizer.decode([token])
-
-
-@contextmanager
-def _still(wire: Wire) -> Iterator[None]:
-    """All parts in evaluation mode, then back in training mode."""
-    wire.train(False)
-    try:
-        yield
-    finally:
-        wire.train()

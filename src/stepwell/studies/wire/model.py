@@ -105,6 +105,15 @@ class Wire:
             part.train(mode)
 
     @contextmanager
+    def still(self) -> Iterator[None]:
+        """In the block all parts are in evaluation mode; then they are back in training mode."""
+        self.train(False)
+        try:
+            yield
+        finally:
+            self.train()
+
+    @contextmanager
     def reading(self) -> Iterator[None]:
         """In the block the model reads for the encoder: with the reader's LoRA, never with the speaker's."""
         other = self.speaker.off() if self.speaker is not None else nullcontext()
@@ -135,10 +144,11 @@ class Wire:
         assert made is not None
         return made(latents)
 
-    def asked(self, prefix: Prefix) -> Asked:
-        """BOS, prefix and anchor. Call it in `speaking`."""
+    def asked(self, prefix: Prefix, contract: Contract | None = None) -> Asked:
+        """BOS, prefix and anchor, of the contract that is trained for or of another one. Call it in `speaking`."""
+        contract = self.contract if contract is None else contract
         if isinstance(prefix, Tensor):
-            return Asked.of_prefix(self.contract, prefix)
+            return Asked.of_prefix(contract, prefix)
         backbone, rows = self.backbone, len(prefix[0][0])
         device = next(backbone.parameters()).device
 
@@ -146,7 +156,7 @@ class Wire:
             embeds = backbone.embed(torch.tensor([ids], dtype=torch.long, device=device))
             return embeds.expand(rows, -1, -1)
 
-        begun, anchor = begin(backbone, prefix, known(self.contract.bos)), known(self.contract.anchor)
+        begun, anchor = begin(backbone, prefix, known(contract.bos)), known(contract.anchor)
         here = torch.arange(anchor.shape[1], device=device)
         mask = torch.cat((begun.mask, begun.mask.new_ones(anchor.shape[:2])), 1)
         return Asked(embeds=anchor, mask=mask, positions=begun.positions[:, None] + here, cache=begun.cache)

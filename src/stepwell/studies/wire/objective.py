@@ -12,11 +12,13 @@ from torch import Tensor
 from stepwell.answers import Asked
 from stepwell.decode import right_padded
 from stepwell.errors import StepwellError
+from stepwell.latents.contract import Contract
 from stepwell.losses import (
     Answers,
     Reading,
     Summed,
     TableMoments,
+    Targets,
     TeacherStates,
     coins,
     first_token_ce,
@@ -47,6 +49,41 @@ class Rows:
     latent: tuple[QA, ...]
     text: tuple[QA, ...]
     number: int
+
+
+def answers_of(contract: Contract, targets: Sequence[Sequence[int]]) -> Answers:
+    """Answers as columns, as `Contract.answer` made them; those that the contract's limit cut have no end."""
+    return Answers.of(
+        targets, eos=contract.eos, bos=contract.bos[0] if contract.bos else None,
+        cut_at=contract.params.max_answer_tokens,
+    )  # fmt: skip
+
+
+def read_answers(backbone: Any, asked: Asked, answers: Answers, ids: Tensor | None = None) -> Reading:
+    """What the model says where the answers are predicted, after what it was asked, in one forward pass.
+
+    Args:
+        backbone: in the state in which it is to speak.
+        asked: up to the anchor.
+        answers: what is supervised.
+        ids: (B, A), what is read in the answers' place; None = the answers themselves.
+    """
+    states, targets = _states(backbone, asked, answers, ids)
+    return Reading.of(backbone, states, targets)
+
+
+def _states(backbone: Any, asked: Asked, answers: Answers, ids: Tensor | None) -> tuple[Tensor, Targets]:
+    device, columns = asked.embeds.device, asked.embeds.shape[1]
+    ids, real = (answers.ids if ids is None else ids).to(device), answers.real.to(device)
+    after = asked.positions[:, -1:] + 1 + torch.arange(ids.shape[1], device=device)
+    hidden = backbone(
+        torch.cat((asked.embeds, backbone.embed(ids)), 1),
+        positions=torch.cat((asked.positions, after.where(real, 0)), 1),
+        mask=torch.cat((asked.mask, real), 1),
+        cache=None if asked.cache is None else asked.cache.clone(),
+        skip=columns - 1,
+    )
+    return hidden, answers.after(asked.mask[:, -columns:].cpu(), skip=columns - 1).to(device)
 
 
 class Objective:
@@ -104,9 +141,10 @@ class Objective:
         if rows.latent:
             found |= self._latent(rows, vectors, step, gold)
         if rows.text:
-            contract = self.wire.contract
-            asked = Asked.of_ids(self.wire.backbone, [contract.text(item) for item in rows.text])
-            found[OF_TEXT] = teacher_forced_ce(self.read(asked, self.answers(rows.text)))
+            contract, backbone = self.wire.contract, self.wire.backbone
+            asked = Asked.of_ids(backbone, [contract.text(item) for item in rows.text])
+            answers = answers_of(contract, [self.target(item) for item in rows.text])
+            found[OF_TEXT] = teacher_forced_ce(read_answers(backbone, asked, answers))
         return found
 
     def learn_teacher(self, items: Sequence[QA], batch_size: int, progress: Callable[[int], None]) -> None:
@@ -122,35 +160,18 @@ class Objective:
             self._learn(order[at : at + batch_size])
             progress(min(at + batch_size, len(order)))
 
-    def answers(self, items: Sequence[QA]) -> Answers:
-        """The items' answers as columns."""
-        contract = self.wire.contract
-        return Answers.of(
-            [self.target(item) for item in items], eos=contract.eos, bos=contract.bos[0] if contract.bos else None,
-            cut_at=contract.params.max_answer_tokens,
-        )  # fmt: skip
-
-    def read(self, asked: Asked, answers: Answers, ids: Tensor | None = None) -> Reading:
-        """What the model says where the answers are predicted, after what it was asked.
-
-        Args:
-            asked: up to the anchor.
-            answers: what is supervised.
-            ids: (B, A), what is read in the answers' place; None = the answers themselves.
-        """
-        states, targets = self._states(asked, answers, ids)
-        return Reading.of(self.wire.backbone, states, targets)
-
     def _latent(self, rows: Rows, vectors: int, step: int, gold: float) -> dict[str, Summed]:
-        latents = self.wire.latents(rows.latent, vectors)
-        prefix = self.wire.prefix(latents)
-        asked, answers = self.wire.asked(prefix), self.answers(rows.latent)
+        wire, backbone = self.wire, self.wire.backbone
+        latents = wire.latents(rows.latent, vectors)
+        prefix = wire.prefix(latents)
+        asked = wire.asked(prefix)
+        answers = answers_of(wire.contract, [self.target(item) for item in rows.latent])
         ids = None
         if gold < 1:
             with torch.no_grad():
-                own = self.read(asked, answers).predicted
+                own = read_answers(backbone, asked, answers).predicted
             ids = answers.mixed(own, coins(gold, len(own), seed=self.seed, step=step, use=f"gold/{rows.number}"))
-        reading = self.read(asked, answers, ids)
+        reading = read_answers(backbone, asked, answers, ids)
         teacher = self._remembered(rows.latent, reading) if self.teacher is not None else None
         found: dict[str, Callable[[], Summed]] = {
             "first_token": lambda: first_token_ce(reading),
@@ -174,30 +195,12 @@ class Objective:
 
     def _learn(self, items: Sequence[QA]) -> None:
         """Ask the model as it was before any training, reading the text, for the same answers."""
-        contract, backbone, answers = self.wire.contract, self.wire.backbone, self.answers(items)
+        contract, backbone = self.wire.contract, self.wire.backbone
+        answers = answers_of(contract, [self.target(item) for item in items])
         with self.wire.teaching():
             asked = Asked.of_ids(backbone, [contract.text(item) for item in items])
-            states, targets = self._states(asked, answers, None)
+            states, targets = _states(backbone, asked, answers, None)
             _given(self.teacher).read([item.id for item in items], targets, lambda: states)
-
-    def _targets(self, asked: Asked, answers: Answers) -> Any:
-        columns = asked.embeds.shape[1]
-        before = asked.mask[:, -columns:].cpu()
-        return answers.after(before, skip=columns - 1).to(asked.embeds.device)
-
-    def _states(self, asked: Asked, answers: Answers, ids: Tensor | None) -> tuple[Tensor, Any]:
-        backbone, device = self.wire.backbone, asked.embeds.device
-        ids = (answers.ids if ids is None else ids).to(device)
-        real = answers.real.to(device)
-        after = asked.positions[:, -1:] + 1 + torch.arange(ids.shape[1], device=device)
-        hidden = backbone(
-            torch.cat((asked.embeds, backbone.embed(ids)), 1),
-            positions=torch.cat((asked.positions, after.where(real, 0)), 1),
-            mask=torch.cat((asked.mask, real), 1),
-            cache=None if asked.cache is None else asked.cache.clone(),
-            skip=asked.embeds.shape[1] - 1,
-        )
-        return hidden, self._targets(asked, answers)
 
     def _prompt(self, item: QA) -> tuple[int, ...]:
         contract = self.wire.contract

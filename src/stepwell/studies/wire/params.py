@@ -1,4 +1,4 @@
-"""Parameters of the study's stages, and their kinds. Nothing here needs torch."""
+"""Parameters of the study's stages. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stepwell import kinds
 from stepwell.adapt.params import LoraParams
 from stepwell.latents.encoder_specs import AdapterSpec, AnyEncoder, DeepPrefixSpec
 from stepwell.losses.specs import LossWeights, Ramp, TextToLatent
 from stepwell.spec import Spec
-from stepwell.studies.qa.params import ITEM
 
 Count = Annotated[int, Field(ge=0)]
 Some = Annotated[int, Field(ge=1)]
@@ -24,34 +22,12 @@ OF_LATENTS = (
 """Losses of examples that are read as latents."""
 OF_TEXT = "text"
 """Cross-entropy of the answer where an example is read as text; stage B only."""
+REPEATED = "repeat"
+"""Cross-entropy of a prompt's own words after its latents; auto-encoding only."""
 TAUGHT = frozenset({"kd", "hidden_kd"})
 """Losses that ask the teacher."""
 PARTS = ("encoder", "adapter", "deep", "reader", "speaker", "restorer")
 """What may be trained: see `stepwell.studies.wire.model.Wire`."""
-
-
-class Arm(Spec):
-    """What turns a prompt into what stands in its place.
-
-    Attributes:
-        encoder: its `vectors` are replaced by the job's axis `vectors`, where there is one.
-        adapter: from latents to a prefix of vectors; None where a deep prefix takes its place.
-        deep: from latents to keys and values of every layer.
-        reader: LoRA through which an `lm` encoder reads; None = the frozen model reads.
-    """
-
-    encoder: AnyEncoder
-    adapter: AdapterSpec | None = AdapterSpec()
-    deep: DeepPrefixSpec | None = None
-    reader: LoraParams | None = None
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if (self.adapter is None) == (self.deep is None):
-            raise ValueError("give either `adapter` or `deep`: a prefix of vectors, or of keys and values")
-        if self.reader is not None and self.encoder.kind != "lm":
-            raise ValueError(f"`reader` is LoRA of an encoder `lm`, and this one is `{self.encoder.kind}`")
-        return self
 
 
 class WireRecipe(Spec):
@@ -106,6 +82,54 @@ class WireRecipe(Spec):
         return warm * (self.last_lr + (self.lr - self.last_lr) * done)
 
 
+class AutoEncoding(Spec):
+    """Pre-training of an arm: after its latents, the frozen model writes the prompt's own words.
+
+    In-context autoencoder, Ge et al. 2023, arXiv 2307.06945, without its second task of going on with the text.
+
+    Attributes:
+        items: the first so many of the training split; 0 = all.
+        tokens: the first so many of what the encoder reads, context and question; a shorter text ends with EOS.
+        anchor: text right before the words, in place of the contract's.
+        recipe: how it is optimised.
+        held: the first so many of the held split are repeated at every look; 0 = all.
+        every: optimizer steps between looks; the last step always has one.
+    """
+
+    items: Count = 0
+    tokens: int = Field(default=128, ge=2)
+    anchor: str = Field(default="Repeat: ", min_length=1)
+    recipe: WireRecipe
+    held: Count = 64
+    every: Some = 50
+
+
+class Arm(Spec):
+    """What turns a prompt into what stands in its place.
+
+    Attributes:
+        encoder: its `vectors` are replaced by the job's axis `vectors`, where there is one.
+        adapter: from latents to a prefix of vectors; None where a deep prefix takes its place.
+        deep: from latents to keys and values of every layer.
+        reader: LoRA through which an `lm` encoder reads; None = the frozen model reads.
+        auto_encoding: pre-training; None = stage A begins with random weights.
+    """
+
+    encoder: AnyEncoder
+    adapter: AdapterSpec | None = AdapterSpec()
+    deep: DeepPrefixSpec | None = None
+    reader: LoraParams | None = None
+    auto_encoding: AutoEncoding | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.adapter is None) == (self.deep is None):
+            raise ValueError("give either `adapter` or `deep`: a prefix of vectors, or of keys and values")
+        if self.reader is not None and self.encoder.kind != "lm":
+            raise ValueError(f"`reader` is LoRA of an encoder `lm`, and this one is `{self.encoder.kind}`")
+        return self
+
+
 class Sampling(Spec):
     """Scheduled sampling: some of the answer's tokens that are read are the model's own argmax.
 
@@ -138,8 +162,18 @@ class HeldParams(Spec):
     webhook: str | None = Field(default=None, pattern="^https?://")
 
 
+class EncoderParams(Spec):
+    """The arms, and so their encoders and adapters, before the language model is asked for any answer.
+
+    Attributes:
+        arms: name -> arm; the axis `arm` says which of them are run.
+    """
+
+    arms: dict[str, Arm] = Field(min_length=1)
+
+
 class TrainingParams(Spec):
-    """What both stages have.
+    """What stages A and B have.
 
     Attributes:
         items: the first so many of the training split; 0 = all.
@@ -166,13 +200,8 @@ def _known(losses: LossWeights, known: tuple[str, ...]) -> None:
 
 
 class StageAParams(TrainingParams):
-    """Stage A: encoder and adapter are trained, the language model is frozen.
+    """Stage A: goes on from an encoder's stage; encoder and adapter are trained, the language model is frozen."""
 
-    Attributes:
-        arms: name -> arm; the axis `arm` says which of them are run.
-    """
-
-    arms: dict[str, Arm] = Field(min_length=1)
     losses: LossWeights = LossWeights(terms={"first_token": 3.0, "teacher_forced": 1.0, "k_token": 0.5, "kd": 1.0})
 
     @model_validator(mode="after")
@@ -234,64 +263,3 @@ class AnswerParams(Spec):
     batch_size: Some = 16
     bits: Annotated[tuple[Literal[32, 16, 8, 4], ...], Field(min_length=1)] = (32, 16, 8, 4)
     mean_of: Count = 256
-
-
-_HERE = "stepwell.studies.wire"
-TERMS = frozenset(
-    f"{part}_{term}" for part in ("loss", "weighted", "weight") for term in (*OF_LATENTS, OF_TEXT)
-)  # fmt: skip
-"""What a step says of each term; null where the stage does not have it."""
-NORMS = frozenset(f"grad_norm_{part}" for part in PARTS)
-FIRST = frozenset({"n", "first_acc", "first_acc_low", "first_acc_high", "first_acc_top5", "first_acc_top5_low"})
-FIRST |= {"first_acc_top5_high", "majority_acc", "majority_low", "majority_high"}
-"""First tokens on the held-out items; null between looks."""
-STEP = TERMS | NORMS | FIRST | {"step", "epoch", "mode", "keep", "gold", "lr", "loss", "grad_norm", "scale", "vectors"}
-STEP |= {"items", "micro_batches", "answer_tokens", "skipped"}
-_TRAINING = {
-    "step": STEP,
-    "validation": frozenset({"step", "n", "f1", "em", "best_f1", "distinct", "repetition", "answer_tokens"}),
-    "sample": frozenset({"step", "id", "question", "answers", "prediction", "f1"}),
-    "first_tokens": frozenset({"step", "n", "tokens", "counts", "majority"}),
-    "alert": frozenset({"monitor", "step", "message", "stopped"}),
-    "parameters": frozenset({"trainable", "total", "base", "contract"}),
-    "check": frozenset({"name", "passed", "detail"}),
-    "outcome": frozenset({"n", "peak_first_acc", "peak_step", "final_first_acc", "final_over_peak", "majority_acc",
-                          "max_grad_norm", "steps", "skipped"}),
-}  # fmt: skip
-_OF_ITEM = {"vectors", "bits", "text_bytes", "repetition", "text_f1", "cut_f1", "above_cut"}
-
-KINDS = (
-    kinds.register(
-        kinds.Kind(
-            name="wire.stage-a",
-            params=StageAParams,
-            run=f"{_HERE}.training:stage_a",
-            yields=_TRAINING,
-            estimate=f"{_HERE}.cost:of_stage_a",
-        )
-    ),
-    kinds.register(
-        kinds.Kind(
-            name="wire.stage-b",
-            params=StageBParams,
-            run=f"{_HERE}.training:stage_b",
-            yields=_TRAINING,
-            estimate=f"{_HERE}.cost:of_stage_b",
-        )
-    ),
-    kinds.register(
-        kinds.Kind(
-            name="wire.answer",
-            params=AnswerParams,
-            run=f"{_HERE}.evaluation:answer",
-            yields={
-                "item": ITEM | _OF_ITEM,
-                "summary": frozenset({"condition", "vectors", "bits", "n", "f1", "em", "best_f1", "first_f1_id",
-                                      "bytes", "empty", "repetition", "too_long", "wrong", "histogram", "first_top1",
-                                      "first_top5", "nll_per_token"}),
-            },
-            estimate=f"{_HERE}.cost:of_answer",
-        )
-    ),
-)  # fmt: skip
-"""Stages of the study that are its own."""
