@@ -50,8 +50,8 @@ def correct(params: CorrectParams, ctx: StageContext) -> None:
         if mark.status == "right":
             kept.append(replace(failures[name], reference=texts[name]))
         ctx.write("correction", id=name, category=failures[name].category, right=mark.status == "right",
-                  status=mark.status, why=why.get(name) or mark.why, stop=stops.get(name, ""), text=texts[name],
-                  wrong=failures[name].wrong)  # fmt: skip
+                  status="unanswered" if name in why else mark.status, why=why.get(name) or mark.why,
+                  stop=stops.get(name, ""), text=texts[name], wrong=failures[name].wrong)  # fmt: skip
     write_failures(ctx.folder / FAILURES, kept)
     ctx.write(
         "corrected", n=len(asked), right=len(kept), by=params.by if isinstance(params.by, str) else params.by.model

@@ -38,6 +38,10 @@ def of_training(params: TuneTrainParams, axes: Mapping[str, Any], inputs: Mappin
     # Matrices of a layer of width D have about 12 D^2 weights, and LoRA of rank r about 18 r D.
     adapter = layers * 1.5 * params.lora.rank / width
     flop = tokens * (4.0 * layers + 6.0 * adapter) + learnt * 4.0 * width * vocabulary
+    if params.meta is not None:
+        # A task's support is read once an inner step, and its query once.
+        support = params.meta.support_rows(params.batch_size) / params.batch_size
+        flop *= support * params.meta.inner_steps + 1 - support
     return Work(flop=flop, tokens=int(tokens), precision=inputs["model"].precision)
 
 

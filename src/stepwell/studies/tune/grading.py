@@ -50,7 +50,7 @@ def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
             answers, why = ask_benchmark(benchmark, ask)
             model = source.model
         protocol = benchmark.protocol(ELSEWHERE, Decoding())
-        result = grade(benchmark, answers, model=model, protocol=protocol)
+        result = grade(benchmark, answers, model=model, protocol=protocol, unanswered=why)
         write_result(ctx.folder / f"{name}.jsonl", result)
         write_records(ctx, benchmark, result, None)
         detail = f"{len(why)} of {len(answers)} items have no answer" + (f": {next(iter(why.values()))}" if why else "")

@@ -70,6 +70,9 @@ KINDS = (
                     | {"base", "base_sha256", "trainable"}
                 ),
                 "step": frozenset({"step", "epoch", "curriculum_stage", "loss", "lr", "grad_norm"}),
+                "category": frozenset({"category", "n", "rows", "tasks"}),
+                "meta": frozenset({"step", "support_before", "support_after", "query"})
+                | {"support_tokens", "query_tokens"},
                 "validation": frozenset({"step", "epoch", "curriculum_stage", "accuracy", "n"}),
                 "held-out": frozenset({"step", "loss", "tokens", "right"}),
                 "alert": frozenset({"monitor", "step", "message", "stopped"}),

@@ -11,7 +11,7 @@ from stepwell.endpoint import Endpoint
 from stepwell.grading.protocol import Decoding
 from stepwell.localchat import LocalModel
 from stepwell.recipe import Monitors
-from stepwell.sft.recipe import LORA, SftRecipe
+from stepwell.sft.recipe import LORA, Meta, SftRecipe
 from stepwell.spec import DataFile, ModelName, Spec
 
 Count = Annotated[int, Field(ge=0)]
@@ -157,12 +157,21 @@ class TuneTrainParams(SftRecipe):
         lora: the adapter.
         monitors: what stops or alerts.
         replay: where failures are trained on, this share of the rows is of the first training set.
+        meta: learn where adapting begins, by first-order MAML or ANIL; a micro-batch is then rows of one category. What
+            is saved, merged and graded is the beginning itself. None = plain training.
     """
 
     lora: LoraParams = LORA
     # What is validated are single tokens of held-out answers: no chance level, and no accuracy that could collapse.
     monitors: Monitors = Monitors(breakthrough="off", collapse="off")
     replay: float = Field(default=0.5, ge=0, lt=1)
+    meta: Meta | None = None
+
+    @model_validator(mode="after")
+    def _tasks(self) -> Self:
+        if self.meta is not None and self.batch_size < 2:
+            raise ValueError("with `meta`, `batch_size` is 2 at least: one row to adapt to, and one to learn from")
+        return self
 
 
 class MergeParams(Spec):

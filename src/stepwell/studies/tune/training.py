@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from stepwell.adapt.lora import LoRA
+from stepwell.errors import StepwellError
 from stepwell.grading.mining import read_failures, with_replay
 from stepwell.merging.base import BaseIdentity
 from stepwell.sft.conversations import Conversation
-from stepwell.sft.cost import cost, need_free_disk
+from stepwell.sft.cost import Cost, cost, need_free_disk
+from stepwell.sft.meta import MetaModel
 from stepwell.sft.model import SftModel, need_full_precision
 from stepwell.sft.packing import Batch, Corpus, prove_packing
 from stepwell.sft.parallel import Ranks
@@ -34,19 +37,17 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
         prove_packing(backbone)
     form = ChatFormat.of(backbone.tokenizer)
     chosen, replayed = trained_on(params, ctx)
+    categories = categories_of(chosen, params, ctx)
     corpus = Corpus.of(chosen, form, params.max_tokens)
     with Ranks.joined() as ranks:
         stream = SftStream(
             corpus, max_tokens=params.max_tokens, batch_size=params.batch_size, accumulation=params.accumulation,
-            seed=ctx.seed, pack=params.pack, ranks=ranks,
+            seed=ctx.seed, pack=params.pack, ranks=ranks, categories=categories,
         )  # fmt: skip
         lora = LoRA(backbone, params.lora, name="tuned", seed=ctx.seed)
         need_free_disk(ctx.folder, lora)
         held = Corpus.of(conversations_of(data.folder, HELD), form, params.max_tokens)
-        model = SftModel(
-            lora, ctx=ctx, accumulation=params.accumulation, held_out=batches(held), ranks=ranks,
-        )  # fmt: skip
-        whole = cost(stream, params)
+        model, whole = _model(lora, stream, batches(held), params, ctx)
         if state is None:
             ctx.write(
                 "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
@@ -72,8 +73,27 @@ def trained_on(params: TuneTrainParams, ctx: StageContext) -> tuple[list[Convers
     if not mined:
         return first, 0
     failures = read_failures(mined[0].folder / FAILURES)
+    if not failures:
+        raise StepwellError(
+            f"{mined[0].job.id} left no failures to train on",
+            "mine more items, or put a gate on `failures` (`right` of corrected ones) before this stage",
+            stage=ctx.job.id,
+        )
     chosen = with_replay(failures, first, share=params.replay, seed=ctx.seed)
     return chosen, len(chosen) - len(failures)
+
+
+def categories_of(
+    chosen: Sequence[Conversation], params: TuneTrainParams, ctx: StageContext
+) -> dict[str, str | None] | None:
+    """Of the conversations by their ids, for tasks; None where the training knows no tasks.
+
+    A failure has the benchmark's category: it is trained on as the problem that it was in the training set.
+    """
+    if params.meta is None:
+        return None
+    first = {one.id: one.category for one in conversations_of(data_of(ctx).folder, TRAIN)}
+    return {one.id: first.get(one.id, one.category) for one in chosen}
 
 
 def batches(corpus: Corpus) -> Sequence[Batch]:
@@ -81,6 +101,22 @@ def batches(corpus: Corpus) -> Sequence[Batch]:
     numbers = sorted(range(len(corpus)), key=corpus.lengths.__getitem__)
     return [corpus.batch([(number,) for number in numbers[at : at + HELD_ROWS]])
             for at in range(0, len(numbers), HELD_ROWS)]  # fmt: skip
+
+
+def _model(
+    lora: LoRA, stream: SftStream, held: Sequence[Batch], params: TuneTrainParams, ctx: StageContext
+) -> tuple[SftModel, Cost]:
+    """What is trained, and what that comes to."""
+    meta, ranks = params.meta, stream.ranks
+    if meta is None:
+        model = SftModel(lora, ctx=ctx, accumulation=params.accumulation, held_out=held, ranks=ranks)
+        return model, cost(stream, params)
+    whole = cost(stream, params, learnt=1 - meta.support_rows(stream.batch_size) / stream.batch_size)
+    model = MetaModel(
+        lora, meta, ctx=ctx, accumulation=params.accumulation, steps=whole.steps, log_every=params.log_every,
+        held_out=held, ranks=ranks,
+    )  # fmt: skip
+    return model, whole
 
 
 def _save(lora: LoRA, base: Base, ctx: StageContext) -> None:

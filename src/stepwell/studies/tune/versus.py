@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stepwell.errors import StepwellError
 from stepwell.grading.asking import asker
 from stepwell.grading.benchmarks import Benchmark
 from stepwell.grading.judge import Judged, Pair, judge, trust
+from stepwell.grading.protocol import comparable
 from stepwell.grading.records import Result
 from stepwell.grading.regression import regression
 from stepwell.grading.versus import BANDS, Match, Versus, against_before, banded, same_as_before, versus
@@ -25,10 +27,8 @@ def compare(params: VersusParams, ctx: StageContext) -> None:
     benchmarks = benchmarks_of(data.folder, TuneDataParams.model_validate(dict(data.job.params)))
     ours, theirs = results_of(_named(ctx, params.ours)), results_of(_named(ctx, params.theirs))
     for name in ours:
-        if name not in theirs:
-            raise StepwellError(
-                f"{params.theirs} has not graded {name}", "grade both on the same benchmarks", stage=ctx.job.id
-            )
+        _need(name, theirs, params.theirs, ctx)
+        comparable(ours[name].protocol, theirs[name].protocol, parts=("scorer", "items"))  # before a judge is paid
         judged = _judged(params, ours[name], theirs[name], benchmarks[name], ctx)
         found = versus(ours[name], theirs[name], {one.pair.id: one.match() for one in judged})
         _write(found, ours[name], benchmarks[name], params, ctx)
@@ -40,6 +40,7 @@ def regress(params: RegressParams, ctx: StageContext) -> None:
     before, after = results_of(_named(ctx, params.before)), results_of(_named(ctx, params.after))
     kept = []
     for name, old in before.items():
+        _need(name, after, params.after, ctx)
         found = regression(after[name], old, margin=params.margin, alpha=params.alpha)
         kept.append(found.keep)
         ctx.write(
@@ -67,6 +68,13 @@ def _named(ctx: StageContext, stage: str) -> Input:
     return found[0]
 
 
+def _need(benchmark: str, results: Mapping[str, Result], stage: str, ctx: StageContext) -> None:
+    if benchmark not in results:
+        raise StepwellError(
+            f"{stage} has not graded {benchmark}", "grade both on the same benchmarks", stage=ctx.job.id
+        )
+
+
 def _judged(
     params: VersusParams, ours: Result, theirs: Result, benchmark: Benchmark, ctx: StageContext
 ) -> list[Judged]:
@@ -77,7 +85,7 @@ def _judged(
         return []
     pairs = [
         Pair(id=one.id, prompt=one.prompt, ours=mine[one.id].text, theirs=other[one.id].text)
-        for one in silent if one.id in other
+        for one in silent if one.id in other and other[one.id].status == "silent"
     ]  # fmt: skip
     ask = asker(params.judge, ctx.folder / "judged", device=ctx.device, between=ctx.stop_if_asked)
     found = judge(pairs, ask)
