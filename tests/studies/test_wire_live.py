@@ -26,7 +26,7 @@ SAID = "the latent arm has its first F1 above 0, 0.50 for"
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STEPWELL_HOME", str(tmp_path / "home"))
-    made = tiny_wire(wire_model(tmp_path / "tiny"), stages=("data", "model", "text", "stage-a"))
+    made = tiny_wire(wire_model(tmp_path / "tiny"), stages=("data", "model", "text", "encoder", "stage-a"))
     (tmp_path / "tiny.yaml").write_text(dump_plan(made))
     return made
 

@@ -106,7 +106,7 @@ def test_every_condition_is_answered_and_bytes_are_counted(done: Path) -> None:
 def test_the_gates_judge_four_controls_and_climb_or_sweep(done: Path) -> None:
     lines = (done / "records" / "gates.jsonl").read_text().splitlines()
     verdicts = {row["gate"].split("[")[0].split(".")[0]: row for row in map(json.loads, lines)}
-    assert len(verdicts["controls"]["criteria"]) == 4 and len(verdicts["ready"]["criteria"]) == 6
+    assert len(verdicts["controls"]["criteria"]) == 4 and len(verdicts["ready"]["criteria"]) == 7
     f1 = max(row["f1"] for row in records(done, ANSWER, "item") if row["condition"] == "latent")
     assert verdicts["ladder"]["route"] == ("hero" if f1 > 0 else "silent")
     ran = {path.name.split(".")[0] for path in (done / "records").glob("*.jsonl")}

@@ -46,6 +46,7 @@ class Held:
         self._majority = wilson(sum(hits), len(hits))
         self.majority_acc = self._majority.value
         self._firsts = [wire.contract.first_tokens(item) for item in self.items]
+        self._gold = Counter(wire.contract.target(item)[0] for item in self.items).most_common(MOST_TOKENS)
         self.told = False
 
     def first(self, step: int, last: bool) -> dict[str, Any]:
@@ -96,7 +97,8 @@ class Held:
         commonest = said.most_common(MOST_TOKENS)
         self.ctx.write(
             "first_tokens", step=step, n=said.total(), tokens=[self._word(token) for token, _ in commonest],
-            counts=[count for _, count in commonest], majority=self.majority_token,
+            counts=[count for _, count in commonest], gold_tokens=[self._word(token) for token, _ in self._gold],
+            gold_counts=[count for _, count in self._gold], majority=self.majority_token,
         )  # fmt: skip
 
     def _alert(self, step: int, item: QA, one: AnswerRecord) -> None:

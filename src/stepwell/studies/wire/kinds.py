@@ -38,9 +38,11 @@ _TRAINING = _PROVED | {
     "step": STEP,
     "validation": frozenset({"step", "n", "f1", "em", "best_f1", "distinct", "repetition", "answer_tokens"}),
     "sample": frozenset({"step", "id", "question", "answers", "prediction", "f1"}),
-    "first_tokens": frozenset({"step", "n", "tokens", "counts", "majority"}),
+    "first_tokens": frozenset({"step", "n", "tokens", "counts", "gold_tokens", "gold_counts", "majority"}),
     "alert": frozenset({"monitor", "step", "message", "stopped"}),
-    "outcome": _ANY_OUTCOME | {"peak_first_acc", "peak_step", "final_first_acc", "final_over_peak", "majority_acc"},
+    "outcome": _ANY_OUTCOME
+    | {"peak_first_acc", "peak_step", "final_first_acc", "final_over_peak", "majority_acc"}
+    | {"peak_over_majority"},
 }
 _RESTORED = frozenset({"nats_per_token", "nats_per_token_other", "gain", "gain_low", "gain_high"})
 _RESTORED |= {"token_acc", "token_acc_other"}

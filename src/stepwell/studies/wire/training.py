@@ -156,11 +156,12 @@ class Answering:
 
     def outcome(self) -> dict[str, Any]:
         """The best and the last first-token accuracy, beside the commonest token's."""
-        peak, final = self._peak, self._final
+        peak, final, majority = self._peak, self._final, self.held.majority_acc
         return {
             "n": len(self.held.items), "peak_first_acc": peak, "peak_step": self._peak_step, "final_first_acc": final,
             "final_over_peak": final / peak if peak and final is not None else None,
             "majority_acc": self.held.majority_acc,
+            "peak_over_majority": None if peak is None or majority is None else peak - majority,
         }  # fmt: skip
 
     def state(self) -> dict[str, Any]:
