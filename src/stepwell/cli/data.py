@@ -56,15 +56,18 @@ def audit_run(
     from stepwell.audit.run import CODES
     from stepwell.audit.run import audit_run as audit
     from stepwell.cli import show
-    from stepwell.report.audits import evidence
+    from stepwell.report.audits import audits_of, evidence
+    from stepwell.report.folder import read_folder
 
-    faults = audit(evidence(folder))
+    data = read_folder(folder)
+    codes = audits_of(data)
+    faults = audit(evidence(data), codes)
     if as_json:
         found = {"run": str(folder), "ok": not faults, "faults": [vars(fault) for fault in faults]}
         print(json.dumps(found, indent=1, ensure_ascii=False))
         return 1 if faults else 0
     output = show.console()
-    output.print(f"{folder}: {len(CODES)} audits, {f'{len(faults)} kinds of fault' if faults else 'clean'}")
+    output.print(f"{folder}: {len(codes)} audits, {f'{len(faults)} kinds of fault' if faults else 'clean'}")
     if faults:
         rows = [(fault.code, fault.count, CODES[fault.code], fault.example) for fault in faults]
         output.print(show.table(("fault", "found", "what it is", "example"), rows, right=("found",)))

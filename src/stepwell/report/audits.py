@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from stepwell.audit.run import CODES, Evidence, Fault, audit_run
+from stepwell.report.answered import is_answered
 from stepwell.report.cells import Cell, Column, Row, Section, Table, number
 from stepwell.report.folder import RunData, read_folder
 from stepwell.report.imprint import is_imprint
+from stepwell.report.tune import is_tune
 
 ANALYSES = ("intervention", "probe", "trace")
 OF_ANY_STUDY = ("policy-changed", "p-value-zero", "null-as-equivalence")
@@ -30,10 +32,16 @@ def _evidence(data: RunData, texts: dict[str, str]) -> Evidence:
     return Evidence(plan=data.plan, policy=data.policy, records=data.records, verdicts=data.verdicts, texts=texts)
 
 
+def audits_of(data: RunData) -> tuple[str, ...]:
+    """The audits that can find something in a run of this study."""
+    other = is_tune(data) or is_imprint(data) or is_answered(data)
+    return OF_ANY_STUDY if other else tuple(CODES)
+
+
 def analyses_audit_section(data: RunData) -> Section:
     """Each audit by name, with what it found. The report that is about to be replaced is not looked at."""
-    looked = OF_ANY_STUDY if is_imprint(data) else tuple(CODES)
-    found = {fault.code: fault for fault in audit_run(_evidence(data, {})) if fault.code in looked}
+    looked = audits_of(data)
+    found = {fault.code: fault for fault in audit_run(_evidence(data, {}), looked)}
     rows = tuple(_row(code, CODES[code], found.get(code)) for code in looked)
     columns = (Column(name="audit"), Column(name="found", numeric=True), Column(name="what it looks for"))
     bad = len(found)
