@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stepwell.adapt.params import LoraParams
 from stepwell.devices import Memory, Precision, Work
 from stepwell.studies.imprint.cost import KNOWN as OTHERS
 from stepwell.studies.qa.params import Generated, QADataParams, QAModelParams, TextParams
@@ -114,9 +115,19 @@ class Reader:
         copies = 3 * self.width + self.inner if number == FLOAT else 6 * self.width + self.inner
         return self.blocks * (plain + adapted * FLOAT * copies)
 
+    def adapters(self, lora: LoraParams) -> float:
+        """Parameters of LoRA on the seven linear maps of its layers."""
+        each = 2 * (self.width + self.width) + 2 * (self.width + self.keys) + 3 * (self.width + self.inner)
+        return share_of(lora) * self.blocks * lora.rank * float(each)
+
     def judged(self, positions: float, *, taught: bool) -> float:
         """Bytes of the logits at supervised positions, with everything of their size."""
         return positions * self.vocabulary * FLOAT * (OF_TAUGHT if taught else OF_LOGITS)
+
+
+def share_of(lora: LoraParams) -> float:
+    """Of a model's layers, the share that has the adapter."""
+    return 0.5 if lora.layers == "first half" else 1.0
 
 
 def reader(inputs: Mapping[str, Any]) -> Reader | None:

@@ -1,18 +1,21 @@
-"""What the study will cost: FLOP and memory traffic by arithmetic, before anything runs."""
+"""What the study will cost: FLOP, memory traffic and memory by arithmetic, before anything runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from stepwell.devices import Work
-from stepwell.studies.qa.cost import BYTES, KNOWN
+from stepwell.devices import Memory, Precision, Work
+from stepwell.studies.qa.cost import BYTES, KNOWN, LAYOUTS, TRAINED, Reader
 from stepwell.studies.tune.params import GradeParams, MergeParams, MineParams, TuneTrainParams
 
 PROBLEM, PROBLEM_OF_SET = 55, 160
 """Tokens of a generated problem with its template, and of one of GSM8K."""
 SOLUTION, SOLUTION_OF_SET = 20, 110
+LONGEST, LONGEST_OF_SET = 80, 320
+"""Tokens of the longest problem, about."""
 PROBLEMS_OF_SET, TESTED_OF_SET = 7_473, 1_319
 """GSM8K's, for plans that take all of them."""
 FAILED = 0.4
@@ -21,46 +24,44 @@ FAILED = 0.4
 
 def of_training(params: TuneTrainParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
     """For each token forward 2, backward 2 to the states, 6 for the adapter; the head where something is learnt."""
-    size = _size(inputs)
-    if size is None:
+    known = _reader(inputs, SOLUTION, inputs["model"].precision)
+    if known is None:
         return None
-    layers, width, vocabulary = size
-    problem, solution = _tokens(inputs)
-    data = inputs["data"]
-    n = data.n_train or PROBLEMS_OF_SET
+    problem, solution, _ = _tokens(inputs)
+    n = inputs["data"].n_train or PROBLEMS_OF_SET
     if any(type(one) is MineParams for one in inputs.values()):
         n = math.ceil(n * FAILED / (1 - params.replay))
     tokens = (params.epochs or 1) * n * (problem + solution)
     if params.steps is not None:
         row = params.max_tokens if params.pack else problem + solution
         tokens = min(tokens, params.steps * params.batch_size * params.accumulation * row)
-    learnt = tokens * solution / (problem + solution)
-    # Matrices of a layer of width D have about 12 D^2 weights, and LoRA of rank r about 18 r D.
-    adapter = layers * 1.5 * params.lora.rank / width
-    flop = tokens * (4.0 * layers + 6.0 * adapter) + learnt * 4.0 * width * vocabulary
+    share = solution / (problem + solution)
+    again = 2.0 if inputs["model"].gradient_checkpointing else 0.0
+    adapters = known.adapters(params.lora)
+    flop = tokens * ((4.0 + again) * known.layers + 6.0 * adapters) + share * tokens * 6.0 * known.head
     if params.meta is not None:
         # A task's support is read once an inner step, and its query once.
         support = params.meta.support_rows(params.batch_size) / params.batch_size
         flop *= support * params.meta.inner_steps + 1 - support
-    return Work(flop=flop, tokens=int(tokens), precision=inputs["model"].precision)
+    return Work(flop=flop, tokens=int(tokens), precision=known.precision,
+                memory=_trained(params, known, inputs, share, adapters))  # fmt: skip
 
 
 def of_merge(params: MergeParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
-    """Every weight read twice (merged, and read back for the proof), and written once."""
-    size = _size(inputs)
-    if size is None:
+    """Every weight read twice (merged, and read back for the proof), and written once; one tensor held at a time."""
+    known = _reader(inputs, SOLUTION, inputs["model"].precision)
+    if known is None:
         return None
-    layers, width, vocabulary = size
-    weights = layers + width * vocabulary
-    return Work(flop=4.0 * 64 * layers, bytes=5.0 * 4 * weights, precision="fp32")
+    largest = 4.0 * max(known.head, known.width * known.inner)
+    return Work(flop=4.0 * 64 * known.layers, bytes=5.0 * known.weights, precision="fp32",
+                memory=Memory(weights=2.5 * largest))  # fmt: skip
 
 
 def of_grading(params: GradeParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
     """Reading prompts once and writing answers, as if each took as many tokens as it may."""
     data = inputs["data"]
     names = params.benchmarks or tuple(data.benchmarks)
-    items = len(names) * (data.n_test or TESTED_OF_SET)
-    return _answering(items, params, inputs)
+    return _answering(len(names) * (data.n_test or TESTED_OF_SET), params, inputs)
 
 
 def of_mining(params: MineParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -70,24 +71,43 @@ def of_mining(params: MineParams, axes: Mapping[str, Any], inputs: Mapping[str, 
 
 
 def _answering(items: int, params: GradeParams | MineParams, inputs: Mapping[str, Any]) -> Work | None:
-    size = _size(inputs)
-    if size is None:
+    known = _reader(inputs, params.decoding.max_tokens, params.decoding.precision)
+    if known is None:
         return None
-    layers, width, vocabulary = size
-    problem, _ = _tokens(inputs)
-    answered, head = params.decoding.max_tokens, width * vocabulary
-    answers = items * params.decoding.samples
-    flop = 2.0 * answers * ((problem + answered) * layers + answered * head)
-    # Every token that a batch writes takes all weights through memory once.
-    moved = math.ceil(answers / params.batch_size) * (1 + answered) * (layers + head) * BYTES[params.decoding.precision]
-    return Work(flop=flop, bytes=float(moved), tokens=answers * (problem + answered),
-                precision=params.decoding.precision)  # fmt: skip
+    work = known.answering(items * params.decoding.samples, params.batch_size)
+    # No gold answer is read here: logits are those of one column a row.
+    logits = known.judged(params.batch_size, taught=False)
+    return replace(work, memory=replace(known.asked(params.batch_size), logits=logits))
 
 
-def _size(inputs: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    return KNOWN.get(inputs["model"].name)
+def _trained(
+    params: TuneTrainParams, known: Reader, inputs: Mapping[str, Any], share: float, adapters: float
+) -> Memory:
+    """A micro-batch of full rows: what one column leaves for the backward pass, or one layer's and what enters each."""
+    row = params.max_tokens if params.pack else known.longest + known.answer
+    columns, kept = params.batch_size * row, known.kept(1.0)
+    if inputs["model"].gradient_checkpointing:
+        kept = kept / known.blocks + known.blocks * known.width * BYTES[known.precision]
+    return Memory(weights=known.weights, training=TRAINED * adapters, activations=columns * kept,
+                  logits=known.judged(share * columns, taught=False))  # fmt: skip
 
 
-def _tokens(inputs: Mapping[str, Any]) -> tuple[int, int]:
-    generated = inputs["data"].source.kind == "word-problems"
-    return (PROBLEM, SOLUTION) if generated else (PROBLEM_OF_SET, SOLUTION_OF_SET)
+def _reader(inputs: Mapping[str, Any], answer: int, precision: Precision) -> Reader | None:
+    """The model as it is asked; None where its size is not known."""
+    name = inputs["model"].name
+    if name not in KNOWN:
+        return None
+    layers, width, vocabulary = KNOWN[name]
+    blocks, inner, keys, tied = LAYOUTS[name]
+    problem, _, longest = _tokens(inputs)
+    return Reader(
+        layers=layers, width=width, vocabulary=vocabulary, prompt=problem, anchor=0, answer=answer,
+        precision=precision, longest=longest, blocks=blocks, inner=inner, keys=keys, tied=tied,
+    )  # fmt: skip
+
+
+def _tokens(inputs: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Of a problem, its solution and the longest problem."""
+    if inputs["data"].source.kind == "word-problems":
+        return PROBLEM, SOLUTION, LONGEST
+    return PROBLEM_OF_SET, SOLUTION_OF_SET, LONGEST_OF_SET

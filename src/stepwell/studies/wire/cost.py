@@ -9,7 +9,7 @@ from typing import Any
 from stepwell.adapt.params import LoraParams
 from stepwell.devices import Memory, Work
 from stepwell.latents.encoder_specs import BytesSpec, LMSpec, Queries
-from stepwell.studies.qa.cost import BYTES, FLOAT, TRAINED, Reader, reader, tested
+from stepwell.studies.qa.cost import BYTES, FLOAT, TRAINED, Reader, reader, share_of, tested
 from stepwell.studies.wire.params import (
     TAUGHT,
     AnswerParams,
@@ -120,7 +120,7 @@ def trained(arm: Arm, known: Reader, vectors: int, lora: LoraParams | None = Non
         pooled = spec.pooling
         # Attention among the queries, attention to the states, and an MLP.
         found += pooled.layers * (14.0 * pooled.inner**2 + 2.0 * inner * pooled.inner) + vectors * pooled.inner
-    return found + sum(_adapters(known, one) for one in (arm.reader, lora) if one is not None)
+    return found + sum(known.adapters(one) for one in (arm.reader, lora) if one is not None)
 
 
 def encoded(arm: Arm, known: Reader) -> float:
@@ -131,7 +131,7 @@ def encoded(arm: Arm, known: Reader) -> float:
     if isinstance(spec, BytesSpec):
         found += spec.layers * columns * KEPT * inner * FLOAT
     elif arm.reader is not None:
-        found += columns * known.kept(_share(arm.reader))
+        found += columns * known.kept(share_of(arm.reader))
     if isinstance(spec.pooling, Queries):
         pooled = spec.pooling
         found += pooled.layers * (2 * columns + 2 * KEPT * spec.vectors[-1]) * pooled.inner * FLOAT
@@ -172,7 +172,7 @@ def _held(
     lora: LoraParams | None = None,
 ) -> Memory:  # fmt: skip
     """A micro-batch of rows as long as they may be; in stage B all of them text, or all of them latents."""
-    share = 0.0 if lora is None else _share(lora)
+    share = 0.0 if lora is None else share_of(lora)
     shortest = min(columns, 1 + vectors + known.anchor + answer)
     as_latents = shortest * known.kept(share) + encoded(arm, known)
     rows = max(as_latents, columns * known.kept(share))
@@ -197,18 +197,6 @@ def _adapted(arm: Arm, known: Reader) -> int:
         return width * arm.deep.inner + arm.deep.inner**2 + arm.deep.inner * 2 * known.blocks * known.keys
     hidden = known.width if arm.adapter is None or arm.adapter.inner is None else arm.adapter.inner
     return width * hidden + hidden**2 + hidden * known.width + width * known.width
-
-
-def _adapters(known: Reader, lora: LoraParams) -> float:
-    """Parameters of LoRA on the seven linear maps of its layers."""
-    width, inner, keys = known.width, known.inner, known.keys
-    each = 2 * (width + width) + 2 * (width + keys) + 3 * (width + inner)
-    return _share(lora) * known.blocks * lora.rank * float(each)
-
-
-def _share(lora: LoraParams) -> float:
-    """Of the layers, that have it."""
-    return 0.5 if lora.layers == "first half" else 1.0
 
 
 def _steps(recipe: WireRecipe, items: int, inputs: Mapping[str, Any]) -> tuple[int, int]:
