@@ -10,7 +10,7 @@ import pytest
 import torch
 from merge_models import adapter_on, saved_base, tensors_of
 
-from stepwell.backbone import HFBackbone
+from stepwell.backbone import HFBackbone, Shape
 from stepwell.merging.base import BaseIdentity, read_config
 from stepwell.merging.files import Weights, writing
 from stepwell.merging.merge import advise, merge
@@ -68,6 +68,18 @@ def test_a_bf16_base_keeps_its_dtype_and_tells_what_was_lost(tmp_path: Path):
     assert full.advice == "good" and full.survived == 1.0
     assert read_config(tmp_path / "full")["dtype"] == "float32" and other.survived is not None
     assert HFBackbone.load(tmp_path / "full", device="cpu").model.dtype == torch.float32
+
+
+def test_what_was_lost_is_measured_in_some_rows_of_a_large_tensor(tmp_path: Path):
+    shape = Shape(architecture="llama", vocabulary=61, width=32, layers=1, heads=4, inner=4096, max_positions=40)
+    base = tmp_path / "base"
+    HFBackbone.from_shape(shape, precision="bf16", device="cpu").save(base)
+    adapter_on(base, tmp_path / "adapter", size=0.01, target_modules=["up_proj"])
+    (change,) = merge(base, tmp_path / "adapter", tmp_path / "out").changes
+    merge(base, tmp_path / "adapter", tmp_path / "full", precision="fp32")
+    found, exact, weight = (tensors_of(tmp_path / name)[change.name].float() for name in ("out", "full", "base"))
+    assert change.survived == pytest.approx(1 - float((found - exact).norm() / (exact - weight).norm()), abs=0.01)
+    assert 0.05 < change.survived < 0.95
 
 
 def test_what_is_advised():

@@ -61,12 +61,14 @@ class Chunk:
         raw: the base's bytes.
         base: the base's weights in fp32 (rows, ...), a 4-bit base's as they come back from 4 bits; overwritten by the
             next chunk.
-        merged: what becomes of them; the same tensor as `base` where nothing is done to it.
+        base_squares: their sum of squares.
+        merged: what becomes of them; the same tensor as `base` where nothing is done to it, or it was done in place.
     """
 
     start: int
     raw: Tensor
     base: Tensor
+    base_squares: float
     merged: Tensor
 
 
@@ -90,33 +92,39 @@ class Merger:
         pairs = [] if output.edit is None else output.edit.pairs
         return [Product.of(self.adapter, pair, self.tensors, output.kind or "linear") for pair in pairs]
 
-    def chunks(self, output: Output, products: list[Product], raw: Iterator[Tensor] | None = None) -> Iterator[Chunk]:
+    def chunks(
+        self, output: Output, products: list[Product], raw: Iterator[Tensor] | None = None, *, in_place: bool = False
+    ) -> Iterator[Chunk]:
         """The chunks of one tensor, in order.
 
         Args:
             output: the tensor.
             products: as `products` gives them.
             raw: buffers to read into, of at least `largest_chunk` bytes; None = the chunk's own.
+            in_place: compute over the base's weights, which are not wanted any more.
         """
         entry = self.base.entries[output.source]
         scales = self._scales(output, products)
         extra = self._extra(output.edit)
         rows = chunk_rows(entry)
         work = torch.empty(min(rows, entry.rows), *entry.row_shape)
-        merged = torch.empty_like(work) if output.edit is not None else work
+        merged = work if output.edit is None or in_place else torch.empty_like(work)
         for start in range(0, entry.rows, rows):
             stop = min(start + rows, entry.rows)
             size = (stop - start) * entry.row_bytes
             buffer = torch.empty(size, dtype=torch.uint8) if raw is None else next(raw)[:size]
             base = self._read(entry, start, buffer, work[: stop - start])
-            new = merged[: stop - start]
+            new, squares = merged[: stop - start], 0.0
             if output.edit is not None:
-                saved = output.edit.saved
-                new.copy_(base if saved is None else self._saved(saved, start, stop))
+                squares, saved = squares_of(base), output.edit.saved
+                if saved is not None:
+                    new.copy_(self._saved(saved, start, stop))
+                elif not in_place:
+                    new.copy_(base)
                 _add(new, products, scales, slice(start, stop))
                 if extra is not None:
                     new += extra[start:stop]
-            yield Chunk(start=start, raw=buffer, base=base, merged=new)
+            yield Chunk(start=start, raw=buffer, base=base, base_squares=squares, merged=new)
 
     def whole(self, output: Output) -> Tensor:
         """One whole merged tensor in fp32, before the cast."""
@@ -171,6 +179,12 @@ def _add(new: Tensor, products: list[Product], scales: Tensor | None, rows: slic
     for product in products:
         if product.magnitude is not None:
             new *= product.magnitude[rows] / torch.linalg.norm(new, dim=1, keepdim=True)
+
+
+def squares_of(tensor: Tensor) -> float:
+    """Sum of squares."""
+    flat = tensor.reshape(-1)
+    return float(torch.dot(flat, flat))
 
 
 def chunk_rows(entry: Entry) -> int:
