@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections import namedtuple
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -79,12 +79,16 @@ def test_a_full_disk_is_told_first(tmp_path, monkeypatch):
         need_free_disk(tmp_path, lora)
 
 
-def test_a_quantised_base_is_refused_unless_it_is_allowed():
-    backbone = SimpleNamespace(config=SimpleNamespace(quantization_config={"bits": 4}))
-    with pytest.raises(StepwellError, match=r"the base is quantised: .* ruined by a merge\n.*load the base in bf16"):
-        need_full_precision(backbone)
-    assert need_full_precision(backbone, allowed=True)
-    assert not need_full_precision(prepared().lora.backbone)
+def test_a_quantised_base_is_refused_unless_it_is_allowed(tmp_path):
+    backbone = prepared().lora.backbone
+    backbone.tokenizer = None  # a stand-in, which cannot be saved
+    backbone.save(tmp_path / "base")
+    assert not need_full_precision(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(StepwellError, match=r"the base is quantised: .* ruined by a merge\n.*name a base in bf16"):
+        need_full_precision(tmp_path / "base")
+    assert need_full_precision(tmp_path / "base", allowed=True)
 
 
 def test_a_spike_is_told_and_noise_is_not():

@@ -47,6 +47,7 @@ def cost(
     tokens_per_second: float | None = None,
     hourly_price: float | None = None,
     steps_done: int = 0,
+    learnt: float = 1.0,
 ) -> Cost:
     """The cost of a training, or of what is left of it.
 
@@ -56,6 +57,7 @@ def cost(
         tokens_per_second: real tokens, of one process (`measured_throughput`, or the event `throughput`).
         hourly_price: of all processes' devices together, in any currency.
         steps_done: optimizer steps that are behind it.
+        learnt: share of the rows whose answers are learnt; in meta-learning those of the query.
     """
     lengths = [sum(row) for row in stream.corpus.lengths_of(stream.rows)]
     steps = max(0, recipe.total_steps(stream.steps_per_epoch) - steps_done)
@@ -65,10 +67,18 @@ def cost(
     return Cost(
         steps=steps,
         tokens=tokens,
-        supervised_tokens=round(share * int(stream.corpus.supervised.sum())),
+        supervised_tokens=round(share * learnt * _supervised(stream)),
         padding_share=1 - sum(lengths) / (max(lengths) * len(lengths)),
         hours=None if seconds is None else seconds / 3600,
         price=None if seconds is None or hourly_price is None else seconds / 3600 * hourly_price,
+    )
+
+
+def _supervised(stream: SftStream) -> int:
+    """Tokens that are learnt in one pass over all rows."""
+    corpus = stream.corpus
+    return sum(
+        int(corpus.supervised[corpus.starts[i] : corpus.starts[i + 1]].sum()) for row in stream.rows for i in row
     )
 
 

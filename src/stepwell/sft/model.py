@@ -8,7 +8,9 @@ processes: both are sums.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from stepwell.adapt.frozen import weights_sha256
 from stepwell.adapt.lora import LoRA
 from stepwell.errors import StageFailed, StepwellError
+from stepwell.merging.base import is_quantised
+from stepwell.merging.files import Weights
 from stepwell.monitor import Alert
 from stepwell.objectives import cross_entropy, supervised
 from stepwell.sft.flags import Flags
@@ -122,7 +126,11 @@ class SftModel:
 
     def supervised(self, batch: Batch) -> int:
         """Tokens that are learnt in a micro-batch, of all processes together."""
-        return self.ranks.total(batch.supervised, self.backbone.device)
+        return self.ranks.total(self.learnt(batch).supervised, self.backbone.device)
+
+    def learnt(self, batch: Batch) -> Batch:
+        """The rows of a micro-batch that the loss is over: all of them."""
+        return batch
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum of nats over the answers' tokens, and their number, of all processes together.
@@ -132,7 +140,7 @@ class SftModel:
         """
         began = time.perf_counter()
         nats, gradients = self.compute(batch)
-        count = nats.new_tensor(float(batch.supervised))
+        count = nats.new_tensor(float(self.learnt(batch).supervised))
         self.ranks.add_up([nats, count, *gradients])
         self._meter.add(batch, float(nats), int(count), time.perf_counter() - began)
         if self._meter.micro_batches == self.accumulation:
@@ -141,7 +149,7 @@ class SftModel:
 
     def compute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The sum of nats () of this process's micro-batch in fp32, and its gradient by each of the parameters."""
-        return self._in_pieces(batch, self._gradients)
+        return self._in_pieces(batch, lambda pieces: self._gradients(pieces, self._parameters))
 
     def _in_pieces(self, batch: Batch, work: Callable[[list[Batch]], Result]) -> Result:
         """What `work` makes of a micro-batch, in as many pieces as it takes to fit into memory."""
@@ -156,22 +164,29 @@ class SftModel:
                 torch.cuda.empty_cache()
             self._halve(batch, rows)
 
-    def _gradients(self, pieces: Sequence[Batch]) -> tuple[Tensor, list[Tensor]]:
+    def _gradients(self, pieces: Sequence[Batch], by: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         device = self.backbone.device
         nats = torch.zeros((), device=device)
-        gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(pieces[0].seed)
+        gradients = [torch.zeros_like(parameter) for parameter in by]
+        with self._dropout(pieces[0].seed):
             for piece in pieces:
                 value, _ = cross_entropy(*self._read(piece))
                 # A backward pass has the precisions of its forward pass already.
                 with torch.autocast(device.type, enabled=False):
-                    found = torch.autograd.grad(value, self._parameters, allow_unused=True)
+                    found = torch.autograd.grad(value, by, allow_unused=True)
                 nats += value.detach()
                 for held, new in zip(gradients, found, strict=True):
                     if new is not None:
                         held += new
         return nats, gradients
+
+    @contextmanager
+    def _dropout(self, seed: int) -> Iterator[None]:
+        """In the block, dropout is drawn from a seed; the global random state is left alone."""
+        device = self.backbone.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _halve(self, batch: Batch, rows: int) -> None:
         if rows == 1:
@@ -266,17 +281,21 @@ def need_base(found: str, wanted: str) -> None:
         )
 
 
-def need_full_precision(backbone: Any, *, allowed: bool = False) -> bool:
-    """Whether the base is quantised, which is refused unless allowed: an adapter for it is ruined by a merge.
+def need_full_precision(folder: Path, *, allowed: bool = False) -> bool:
+    """Whether the base in a folder is quantised, which is refused unless allowed: a merge ruins an adapter for it.
+
+    Asked before it is loaded, which takes a package that may not be there.
 
     Raises:
-        StepwellError: it is, and that is not allowed.
+        StepwellError: it is, and that is not allowed; or as `Weights.of_model`.
     """
-    quantised = getattr(backbone.config, "quantization_config", None) is not None
+    with Weights.of_model(folder) as weights:
+        quantised = is_quantised(folder, weights)
     if quantised and not allowed:
         raise StepwellError(
             "the base is quantised: an adapter trained on it fits no other weights, and is ruined by a merge",
-            "load the base in bf16 or fp32, or allow it, which the adapter's metadata will say",
+            "name a base in bf16 or fp32, or allow it, which the adapter's metadata will say",
+            path=folder,
         )
     return quantised
 

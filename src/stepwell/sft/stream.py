@@ -20,8 +20,8 @@ class SftStream:
     A step has accumulation x processes micro-batches; process r takes every one whose number leaves r. So n processes
     see in a step what one sees with n times the accumulation.
 
-    Where categories are given, the rows of a micro-batch are of one category, in a new mixture each epoch. Each row is
-    shown once an epoch, whatever its category, so a category weighs as much as it has rows: as it would without.
+    Where categories are given, the rows of a micro-batch are all of one category. An epoch shows each row at most once,
+    of a small category as of a large one: a category weighs as much as it has rows, as it does without.
 
     Args:
         corpus: the training set.
@@ -56,26 +56,26 @@ class SftStream:
     ) -> None:
         self.corpus, self.accumulation, self.seed, self.ranks = corpus, accumulation, seed, ranks or Ranks()
         self.micro_batches = accumulation * self.ranks.size
-        apart: dict[str | None, list[int]] = {None: list(range(len(corpus)))}
-        if categories is not None:
-            apart = _by_category(corpus.names, categories)
+        examples = {None: range(len(corpus))} if categories is None else _by_category(corpus.names, categories)
+        lengths = corpus.lengths
         self.rows: list[tuple[int, ...]] = []
         self.groups: dict[str | None, range] = {}
-        for name, examples in apart.items():
-            lengths = [corpus.lengths[number] for number in examples]
-            packed = first_fit_decreasing(lengths, max_tokens) if pack else [(i,) for i in range(len(examples))]
+        for name, own in examples.items():
+            sizes = [lengths[number] for number in own]
+            packed = first_fit_decreasing(sizes, max_tokens) if pack else [(place,) for place in range(len(own))]
+            begin = len(self.rows)
             if categories is None or len(packed) >= batch_size:
-                self.rows += [tuple(examples[at] for at in row) for row in packed]
-            self.groups[name] = range(sum(map(len, self.groups.values())), len(self.rows))
+                self.rows += [tuple(own[place] for place in row) for row in packed]
+            self.groups[name] = range(begin, len(self.rows))
         if categories is None:
-            batch_size = min(batch_size, len(self.rows) // self.micro_batches)
-        elif sum(map(bool, self.groups.values())) < 2:
-            raise _too_few_categories(self.groups, batch_size)
-        whole = sum(len(rows) // batch_size for rows in self.groups.values()) if batch_size else 0
+            batch_size = min(batch_size, max(1, len(self.rows) // self.micro_batches))
+        else:
+            _need_categories(self.groups, batch_size)
+        whole = sum(len(rows) // batch_size for rows in self.groups.values())
         if whole < self.micro_batches:
+            what = f"{len(self.rows)} rows" if categories is None else f"{whole} micro-batches of one category each"
             raise StepwellError(
-                f"{len(corpus)} conversations fill {len(self.rows)} rows, and a step has {self.micro_batches} "
-                "micro-batches",
+                f"{len(corpus)} conversations fill {what}, and a step has {self.micro_batches} micro-batches",
                 "lower `accumulation` or `max_tokens`, or bring more data",
             )
         self.batch_size, self.steps_per_epoch = batch_size, whole // self.micro_batches
@@ -112,7 +112,7 @@ def mixed(seed: int, number: int) -> int:
 
 
 def _by_category(names: Sequence[str], categories: Mapping[str, str | None]) -> dict[str | None, list[int]]:
-    """Examples by category, in the order of the categories' names."""
+    """The numbers of the examples, by category in the order of the categories' names."""
     if without := [name for name in names if categories.get(name) is None]:
         raise StepwellError(
             f"{len(without)} of {len(names)} conversations have no category, {without[0]} for one",
@@ -124,10 +124,11 @@ def _by_category(names: Sequence[str], categories: Mapping[str, str | None]) -> 
     return found
 
 
-def _too_few_categories(groups: Mapping[str | None, Sequence[int]], batch_size: int) -> StepwellError:
-    enough = sum(map(bool, groups.values()))
-    return StepwellError(
-        f"{enough} of {len(groups)} categories ({', '.join(map(str, groups))}) have the {batch_size} rows of a task, "
-        "and tasks of two at least are needed to learn how to adapt",
-        "bring conversations of more categories, lower `batch_size`, switch packing off, or train without `meta`",
-    )
+def _need_categories(groups: Mapping[str | None, Sequence[int]], batch_size: int) -> None:
+    kept = [name for name, rows in groups.items() if rows]
+    if len(kept) < 2:
+        raise StepwellError(
+            f"{len(kept)} of {len(groups)} categories ({', '.join(map(str, groups))}) have the {batch_size} rows of a "
+            "task, and two at least must",
+            "bring conversations of more categories, lower `batch_size`, switch packing off, or train without `meta`",
+        )

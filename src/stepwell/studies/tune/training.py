@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from stepwell.adapt.lora import LoRA
 from stepwell.errors import StepwellError
@@ -31,8 +31,8 @@ HELD_ROWS = 8
 def train(params: TuneTrainParams, ctx: StageContext) -> None:
     """Train, and save the adapter in PEFT's format with the identity of its base."""
     state, base, data = ctx.restored(), base_of(ctx), data_of(ctx)
+    need_full_precision(base.folder, allowed=base.params.allow_quantised)
     backbone = base.load(ctx.device)
-    need_full_precision(backbone, allowed=base.params.allow_quantised)
     if params.pack:
         prove_packing(backbone)
     form = ChatFormat.of(backbone.tokenizer)
@@ -55,6 +55,7 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
                 padding_share=whole.padding_share, steps=whole.steps, base=base.name,
                 base_sha256=BaseIdentity.of(base.folder).sha256, trainable=lora.parameter_count(),
             )  # fmt: skip
+            _write_categories(stream, categories or {}, ctx)
         began = time.perf_counter()
         Training(
             model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,
@@ -117,6 +118,13 @@ def _model(
         held_out=held, ranks=ranks,
     )  # fmt: skip
     return model, whole
+
+
+def _write_categories(stream: SftStream, categories: Mapping[str, str | None], ctx: StageContext) -> None:
+    """How many rows and tasks an epoch has of each category: none of one with too few rows for a task."""
+    for name, n in sorted(Counter(categories[one] for one in stream.corpus.names if categories).items()):
+        rows = len(stream.groups[name])
+        ctx.write("category", category=name, n=n, rows=rows, tasks=rows // stream.batch_size)
 
 
 def _save(lora: LoRA, base: Base, ctx: StageContext) -> None:
