@@ -47,6 +47,18 @@ def test_a_reference_has_its_own_template_but_not_its_own_items():
         versus(ours, replace(theirs, protocol=replace(theirs.protocol, scorer="exact")))
 
 
+def test_a_reference_that_gave_no_answer_has_not_lost():
+    asked = benchmark(2)
+    protocol = asked.protocol(TEMPLATE, Decoding())
+    answers, why = {"p000": "", "p001": "It is 1."}, {"p000": "the endpoint wrote nothing"}
+    theirs = grade(asked, answers, model="gpt", protocol=protocol, unanswered=why)
+    assert theirs.statuses["unanswered"] == theirs.statuses["right"] == 1 and theirs.accuracy().n == 1
+    assert theirs.first_answers["p000"].why == why["p000"]
+    match = versus(result([True, True]), theirs).matches[0]
+    assert (match.outcome, match.by, match.why) == ("undecided", "none", "ours: right, theirs: unanswered")
+    assert versus(result([True, True]), grade(asked, answers, model="gpt", protocol=protocol)).counts["win"] == 1
+
+
 def test_a_judge_is_heard_only_where_truth_is_silent():
     verdict = Match(id="p000", outcome="win", by="judge", why="better")
     found = versus(result([False]), result([True]), {"p000": verdict})

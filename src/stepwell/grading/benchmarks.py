@@ -151,6 +151,7 @@ def grade(
     model: str,
     protocol: Protocol,
     stops: Mapping[Numbered, str] | None = None,
+    unanswered: Mapping[str, str] | None = None,
 ) -> Result:
     """Mark one answer, or several, for each item.
 
@@ -160,6 +161,7 @@ def grade(
         model: what wrote them.
         protocol: how they came about; of this benchmark, see `Benchmark.protocol`.
         stops: how each answer ended, where that is known.
+        unanswered: items to which no answer could be had, and why: they are not marked.
 
     Raises:
         StepwellError: items without an answer, answers to other items, or a protocol of other items or another scorer.
@@ -184,7 +186,9 @@ def grade(
         for one, given in sorted(answers.items())
         for number, text in enumerate([given] if isinstance(given, str) else given)
     }
-    marked = benchmark.mark(numbered)
+    without = unanswered or {}
+    marked = dict(benchmark.mark({key: text for key, text in numbered.items() if key[0] not in without}))
+    marked |= {key: Mark(status="unanswered", why=without[key[0]]) for key in numbered if key[0] in without}
     records = tuple(
         Record(
             id=key[0], sample=key[1], text=text, status=marked[key].status, partial=marked[key].partial,

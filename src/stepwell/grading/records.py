@@ -14,7 +14,7 @@ from stepwell.grading.protocol import Protocol
 from stepwell.stats import Estimate, wilson
 from stepwell.store.files import write_atomically
 
-Status = Literal["right", "wrong", "silent", "timeout", "memory", "output", "sandbox-error"]
+Status = Literal["right", "wrong", "silent", "unanswered", "timeout", "memory", "output", "sandbox-error"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 Category = Literal["maths", "code", "reading", "open"]
 
@@ -27,7 +27,8 @@ class Record:
         id: of the item.
         sample: number of the answer, from 0.
         text: the answer as it was written.
-        status: right or wrong; `silent` where there is no ground truth; or what ended the execution of the answer.
+        status: right or wrong; `silent` where there is no ground truth; `unanswered` where no answer could be had from
+            who was asked, which is no wrong one; or what ended the execution of the answer.
         partial: the share of it that is right, where the scorer knows one.
         why: what the mark rests on, in a few words.
         stop: how the answer ended, see `stepwell.grading.decoding`; "" where that is not known.

@@ -1,0 +1,212 @@
+"""Failures of `tune` answered anew, by the model itself, a teacher or a file: trained on only where they are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import records
+from tiny_wire import wire_model
+from tune_answers import asked_at, plan_of, recorded, stage
+
+from fake_endpoint import completion, error, own_environment, serving
+from stepwell.errors import StageFailed
+from stepwell.grading.decoding import Written
+from stepwell.grading.mining import read_failures
+from stepwell.grading.protocol import Decoding
+from stepwell.runner import run
+from stepwell.sft.render import ChatFormat
+from stepwell.stage import StageContext
+from stepwell.studies.tune import correcting
+from stepwell.studies.tune.correcting import CRITIQUE
+from stepwell.studies.tune.data import draw
+from stepwell.studies.tune.grading import opened
+from stepwell.studies.tune.params import TuneDataParams, WordProblems
+
+__all__ = ["own_environment"]
+
+ASK = "\nEnd with ####."
+PARAMS = TuneDataParams(
+    source=WordProblems(categories=("add",)), benchmarks={"problems": WordProblems(categories=("add",))},
+    n_train=10, n_held=2, n_test=2, ask=ASK,
+)  # fmt: skip
+SOLVED = {item.question: item for item in draw(PARAMS).problems.values()}
+TRAINING = {"steps": 2, "epochs": None, "batch_size": 1, "accumulation": 1, "max_tokens": 400, "warmup_steps": 0}
+
+
+def whole(question: str) -> str:
+    """A right answer in words that the written solution does not have."""
+    return f"Slowly now. #### {SOLVED[question].answer}"
+
+
+def is_even(question: str) -> bool:
+    return int(str(SOLVED[question].answer)) % 2 == 0
+
+
+def anew(question: str) -> str:
+    """Right where the answer is even."""
+    return whole(question) if is_even(question) else "I still do not know."
+
+
+@dataclass
+class Scripted:
+    """In the place of the model: reads the prompts as text, and answers as `anew`."""
+
+    form: ChatFormat
+    prompts: list[str] = field(default_factory=list)
+    name: str = "scripted"
+
+    def write(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], decoding: Decoding) -> list[Written]:
+        texts = [self.form.decode(prompt) for prompt in prompts]
+        self.prompts += texts
+        asked = [next(one for one in SOLVED if one in text) for text in texts]
+        return [
+            Written(text=anew(one), stop="end" if is_even(one) else "length", tokens=decoding.max_tokens)
+            for one in asked
+        ]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], list[str]]:
+    """One run with every way of correcting; what the endpoint and the scripted model were asked."""
+    here = tmp_path_factory.mktemp("correct")
+    asked: list[Any] = []
+    silent: list[str] = []
+    writers: list[Scripted] = []
+
+    def reply(request: Any) -> str:
+        asked.append(request["messages"])
+        question = request["messages"][0]["content"].removesuffix(ASK)
+        if is_even(question) and not silent:
+            silent.append(question)
+            return " "
+        return anew(question)
+
+    def instead(ctx: StageContext, decoding: Decoding, batch_size: int, *, vllm: bool) -> tuple[Scripted, ChatFormat]:
+        _, form = opened(ctx, decoding, batch_size, vllm=vllm)
+        writers.append(Scripted(form))
+        return writers[-1], form
+
+    file = recorded(here / "teacher.jsonl", {item.id: anew(item.question) for item in SOLVED.values()}, "a teacher")
+    answering: dict[str, Any] = {"decoding": {"max_tokens": 4}, "batch_size": 8}
+    with serving(reply) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(correcting, "opened", instead)
+        run(
+            plan_of(
+                stage("data", "data", **PARAMS.model_dump(mode="json")),
+                stage("model", "model", name=str(wire_model(here / "tiny"))),
+                stage("mine", "mine", ["data", "model"], **answering),
+                stage("self", "correct", ["data", "model", "mine"], **answering),
+                stage("file", "correct", ["data", "mine"], by=file, critique=False),
+                stage("endpoint", "correct", ["data", "mine"], by=asked_at(server.port, retries=0)),
+                stage("anew", "correct", ["data", "mine"], by=asked_at(server.port, retries=0), critique=False),
+                stage("train", "train", ["data", "model", "mine", "self"], lora={"rank": 2, "alpha": 4}, **TRAINING),
+            ),
+            here / "run",
+        )
+    (writer,) = writers
+    return here / "run", asked, writer.prompts
+
+
+def check_kept(folder: Path, job: str, without: int = 0) -> None:
+    """What is right by ground truth is kept, with its new answer; of the rest there is a record."""
+    failures = {one.id: one for one in read_failures(folder / "artifacts/mine/failures.jsonl")}
+    right = {item.id for item in SOLVED.values() if is_even(item.question)} & failures.keys()
+    rows = {row["id"]: row for row in records(folder, job, "correction")}
+    kept = {one.id: one for one in read_failures(folder / f"artifacts/{job}/failures.jsonl")}
+    assert rows.keys() == failures.keys() and len(failures) == 10
+    assert kept.keys() == {name for name, row in rows.items() if row["right"]} <= right
+    assert len(right) - len(kept) == without and 0 < len(kept) < 10
+    for name, one in kept.items():
+        assert one.reference == rows[name]["text"] == whole(SOLVED_BY_ID[name].question)
+        assert (one.prompt, one.wrong) == (failures[name].prompt, failures[name].wrong)
+    (told,) = records(folder, job, "corrected")
+    assert (told["n"], told["right"]) == (10, len(kept))
+
+
+SOLVED_BY_ID = {item.id: item for item in SOLVED.values()}
+
+
+@pytest.mark.parametrize(("job", "by"), [("self", "self"), ("file", "a teacher")])
+def test_only_what_is_right_is_kept(made: tuple[Path, list[Any], list[str]], job: str, by: str) -> None:
+    check_kept(made[0], job)
+    (told,) = records(made[0], job, "corrected")
+    assert told["by"] == by
+
+
+def test_a_model_is_shown_its_wrong_answer(made: tuple[Path, list[Any], list[str]]) -> None:
+    folder, _, prompts = made
+    failures = {one.prompt: one for one in read_failures(folder / "artifacts/mine/failures.jsonl")}
+    assert len(prompts) == len(failures) == 10
+    for prompt in prompts:
+        (failure,) = [one for asked, one in failures.items() if asked in prompt]
+        wrong = failure.wrong.strip() or "(nothing)"
+        assert prompt.index(failure.prompt) < prompt.index(wrong) < prompt.index(CRITIQUE)
+    (check,) = records(folder, "self", "check")
+    assert check["name"] == "answers-whole" and not check["passed"] and "were cut off by a limit" in check["detail"]
+    stops = {row["stop"] for row in records(folder, "self", "correction") if row["right"]}
+    assert stops == {"end"}
+
+
+def test_an_endpoint_is_shown_it_too_or_asked_anew(made: tuple[Path, list[Any], list[str]]) -> None:
+    folder, asked, _ = made
+    check_kept(folder, "endpoint", without=1)
+    failures = {one.prompt: one for one in read_failures(folder / "artifacts/mine/failures.jsonl")}
+    shown, bare = [one for one in asked if len(one) == 3], [one for one in asked if len(one) == 1]
+    assert len(shown) == len(bare) == 10 and len(asked) == 20
+    check_kept(folder, "anew")
+    for first, wrong, critique in shown:
+        assert wrong == {"role": "assistant", "content": failures[first["content"]].wrong or "(nothing)"}
+        assert critique == {"role": "user", "content": CRITIQUE}
+    (missing,) = [row for row in records(folder, "endpoint", "correction") if row["status"] == "unanswered"]
+    assert not missing["right"] and "it is empty" in missing["why"]
+
+
+def test_what_was_corrected_is_trained_on_with_replay(made: tuple[Path, list[Any], list[str]]) -> None:
+    """Both the mined and the corrected failures are at hand: the corrected ones are taken."""
+    (told,) = records(made[0], "train", "training-set")
+    (corrected,) = records(made[0], "self", "corrected")
+    # Half of the rows are replayed, as far as the first set has others than the failures; here it has none.
+    assert corrected["right"] < 10 and told["n"] - told["replayed"] == corrected["right"] == told["replayed"]
+    assert (made[0] / "artifacts/train/adapter/adapter_model.safetensors").is_file()
+
+
+def test_nothing_to_train_on_is_said(made: tuple[Path, list[Any], list[str]], tmp_path: Path) -> None:
+    never = {item.id: "no idea" for item in SOLVED.values()}
+    with pytest.raises(StageFailed) as error:
+        run(
+            plan_of(
+                stage("data", "data", **PARAMS.model_dump(mode="json")),
+                stage("model", "model", name=str(made[0].parent / "tiny")),
+                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=2),
+                stage("file", "correct", ["data", "mine"], by=recorded(tmp_path / "t.jsonl", never, "a teacher")),
+                stage("again", "correct", ["data", "model", "file", "mine"], decoding={"max_tokens": 2}),
+                stage("train", "train", ["data", "model", "file"], **TRAINING),
+            ),
+            tmp_path / "run",
+        )
+    assert "stage train: " in str(error.value) and "file left no failures to train on" in str(error.value)
+    assert "Way out: mine more items" in str(error.value)
+    rows = [json.loads(line) for line in (tmp_path / "run/records/again.jsonl").read_text().splitlines()]
+    assert rows[-1]["n"] == 2 and rows[-1]["right"] == 0, "a random model corrects nothing"
+
+
+def test_a_teacher_that_breaks_off_is_not_asked_twice(made: tuple[Path, list[Any], list[str]], tmp_path: Path) -> None:
+    answer = completion("#### 1")
+    with serving(answer, answer, error(500), answer) as server:
+        plan = plan_of(
+            stage("data", "data", **PARAMS.model_dump(mode="json")),
+            stage("model", "model", name=str(made[0].parent / "tiny")),
+            stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=4),
+            stage("endpoint", "correct", ["data", "mine"], by=asked_at(server.port, retries=0)),
+        )
+        with pytest.raises(StageFailed, match="failed once, and no retries are allowed: HTTP 500") as broke:
+            run(plan, tmp_path / "run")
+        assert "run again: what it answered is kept in " in str(broke.value) and len(server.asked) == 3
+        run(plan, tmp_path / "run")
+        assert len(server.asked) == 5 and server.asked[3] == server.asked[2]
+    assert len(records(tmp_path / "run", "endpoint", "correction")) == 4
