@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +108,7 @@ def write_weights(
     for output in outputs:
         shards.setdefault(merger.base.entries[output.source].file.name, []).append(output)
     with ExitStack() as stack:
+        stack.enter_context(_one_thread())
         writer = _Writer(merger, precision, stack)
         for name, held in shards.items():
             _write_file(writer, held, folder / name)
@@ -120,6 +121,17 @@ def write_weights(
         hashes={name: digest.hexdigest() for name, digest in writer.written.items()},
         changes=tuple(writer.changes),
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch computes on one thread in the block: the others, which wait by spinning, are needed to hash and write."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_file(writer: _Writer, outputs: Sequence[Output], file: Path) -> None:
@@ -177,7 +189,7 @@ class _Writer:
                     * DTYPES[stored_as(entry, precision)].itemsize for entry in entries), default=0)  # fmt: skip
         self.raw, self.out = _Ring(BUFFERS, largest_chunk(merger.base)), _Ring(BUFFERS, most)
         # One thread each, so that what is added to a hash is added in order.
-        self.reading, self.writing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        self.reading, self.hashing, self.writing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self.read: dict[str, Any] = {}
         self.written: dict[str, Any] = {}
         self.changes: list[Change] = []
@@ -225,7 +237,7 @@ class _Writer:
         merged = chunk.merged
         buffer = next(self.out)[: merged.numel() * DTYPES[dtype].itemsize]
         cast = buffer.view(DTYPES[dtype]).view(merged.shape).copy_(merged)
-        self.out.work[0].append(self.writing.submit(self.written[output.place].update, buffer.numpy().data))
+        self.out.work[0].append(self.hashing.submit(self.written[output.place].update, buffer.numpy().data))
         self.out.work[0].append(self.writing.submit(_put, file, buffer))
         # bf16 and fp32 reach as far as each other: only fp16 can lose what is finite in fp32.
         if not math.isfinite(squares_of(cast.float() if dtype == "F16" else merged)):
