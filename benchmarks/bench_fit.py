@@ -215,15 +215,15 @@ def held(work: Work, texts: list[Problem], given: Any) -> None:
                        betas=(0.9, 0.9), clip=None, progressive=8)  # fmt: skip
     found = fit(work.backbone, texts, slots=1, recipe=recipe, modes={"text": work.modes["question"]})
     tokens = [(record.held or {"text": 0})["text"] for record in found.records]
-    print(f"  one vector holds {mean(tokens):.1f} tokens of a text exactly on average ({min(tokens)} to {max(tokens)}, "
+    print(f"  one vector holds {mean(tokens):.1f} tokens of a text exactly on average ({sorted(tokens)}, "
           f"{len(tokens)} texts); published for SmolLM2-135M on PG-19: {PUBLISHED_TOKENS}")  # fmt: skip
 
 
-def plain_texts(backbone: Any, path: Path, count: int, tokens: int) -> list[Problem]:
+def plain_texts(backbone: Any, given: Any, tokens: int) -> list[Problem]:
     """The first paragraph of each article, then the second of each, and so on."""
-    articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+    articles = json.loads(given.data.read_text(encoding="utf-8"))["data"]
     found = []
-    for place in range(count):
+    for place in range(given.skip, given.skip + (given.problems or 10)):
         nth, which = divmod(place, len(articles))
         name = f"{articles[which]['title']} {nth + 1}"
         (target,) = problem_of(backbone, name, articles[which]["paragraphs"][nth]["context"]).targets
@@ -236,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--only", default="speed", help="speed, held, or both, separated by a comma")
     parser.add_argument("--problems", type=int, help="pairs (20), texts of `held` (10)")
+    parser.add_argument("--skip", type=int, default=0, help="texts of `held` to leave out first, to split a long run")
     parser.add_argument("--naive-problems", type=int, help="pairs that are also fitted one at a time (all)")
     parser.add_argument("--lr", type=float, default=0.03, help="rate of `fit` (0.03)")
     parser.add_argument("--stage-steps", type=int, default=300, help="steps of each stage of `held` (300)")
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pairs = squad_pairs(backbone, given.data, given.problems or 20)
             modes = {name: problem_of(backbone, name, name).targets[0].ids[0] for name in ("question", "answer")}
             work = Work(backbone, pairs, modes, Size())
-            texts = plain_texts(backbone, given.data, given.problems or 10, 200) if "held" in parts else []
+            texts = plain_texts(backbone, given, 200) if "held" in parts else []
         if "speed" in parts:
             speed(work, given, meant=not given.quick)
         if "held" in parts:
