@@ -170,11 +170,11 @@ def test_twenty_kills_of_a_real_run_change_no_byte(tmp_path: Path, text: bool) -
     for folder in folders:
         moments: list[tuple[Callable[[Path, str], bool], str, float]] = [
             (lambda folder, job: True, "", rng.uniform(0.0, 15.0)),
-            *((in_training, f"train.{rng.choice(arms)}.0", rng.uniform(0.0, 2.0)) for _ in range(3)),
+            # Each training once, and soon after its first checkpoint: a small one is over in seconds.
+            *((in_training, f"train.{arm}.0", rng.uniform(0.0, 0.5)) for arm in rng.sample(arms, len(arms))),
             (in_evaluation, f"evaluate.{rng.choice(arms)}.0", rng.uniform(0.0, 1.0)),
         ]
         killed_at(plan_file, folder, moments)
         assert contents(folder) == wanted
     restored = sum(len(events(folder, "job-restored")) for folder in folders)
-    # Twelve kills are aimed at trainings; by the clock, some come before the first checkpoint or after the end.
-    assert restored >= 3, "the kills hit too few trainings that had a checkpoint: the test tests nothing"
+    assert restored >= 5, "the kills hit no training that had a checkpoint: the test tests nothing"
