@@ -124,6 +124,10 @@ class StageContext:
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
 
+    def made_by(self, *kinds: str) -> list[Input]:
+        """The needed jobs of some kinds of stage, in the order in which the stage names them."""
+        return [made for inputs in self.inputs.values() for made in inputs if made.job.kind in kinds]
+
     def write(self, kind: str, /, **fields: Any) -> None:
         """Append one record: a flat JSON object. The job's axes are added.
 

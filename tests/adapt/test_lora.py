@@ -21,6 +21,7 @@ from stepwell.adapt.frozen import Seal, assert_frozen, weights_sha256
 from stepwell.adapt.lora import LoRA, LoraParams, active_adapter
 from stepwell.backbone import HFBackbone
 from stepwell.errors import StepwellError
+from stepwell.merging.base import BaseIdentity
 from stepwell.shapes import Shape
 
 IDS = torch.tensor([[3, 9, 4, 7], [5, 5, 8, 2]])
@@ -563,7 +564,7 @@ def test_what_cannot_be_saved_whole_is_refused_and_the_old_artifact_stays(tmp_pa
 def test_peft_itself_reads_what_is_saved_in_its_format(tmp_path: Path, name: str):
     backbone, lora = adapted(name, layers="first half")
     tiny(name).save(tmp_path / "base")
-    lora.save_peft(tmp_path, base="some/model", identity=tmp_path / "base", revision="main")
+    lora.save_peft(tmp_path, base="some/model", identity=BaseIdentity.of(tmp_path / "base"), revision="main")
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"], config["r"]) == ("some/model", "main", 3)
     other = tiny(name)

@@ -9,6 +9,7 @@ import torch
 
 from stepwell.adapt.lora import LoRA, LoraParams
 from stepwell.backbone import HFBackbone
+from stepwell.merging.base import BaseIdentity
 from stepwell.merging.checking import check_merged
 from stepwell.merging.merge import merge
 from stepwell.models import locate
@@ -24,7 +25,7 @@ def test_smollm2_is_merged_and_proved(tmp_path: Path):
     for name, parameter in lora.named_parameters():
         if ".B." in name:
             torch.nn.init.normal_(parameter, std=0.02, generator=generator)
-    lora.save_peft(tmp_path / "adapter", base="smollm2-135m", identity=base)
+    lora.save_peft(tmp_path / "adapter", base="smollm2-135m", identity=BaseIdentity.of(base))
     found = merge("smollm2-135m", tmp_path / "adapter", tmp_path / "out", device="cpu")
     assert found.verified and found.advice == "good" and found.proof.exact and found.proof.top1_agreement == 1.0
     assert found.proof.effect_kl_nats > 1e-3 and found.proof.greedy_agreement == 1.0

@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora = LoRA(backbone, LoraParams(rank=2, targets=("q_proj", "up_proj")))
     for parameter in lora.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    lora.save_peft(folder / "ours", base="some/model", identity=base, revision="main")
+    lora.save_peft(folder / "ours", base="some/model", identity=BaseIdentity.of(base), revision="main")
     return folder
 
 

@@ -25,7 +25,7 @@ from stepwell.studies.tune import correcting
 from stepwell.studies.tune.correcting import CRITIQUE
 from stepwell.studies.tune.data import draw
 from stepwell.studies.tune.grading import opened
-from stepwell.studies.tune.params import TuneDataParams, WordProblems
+from stepwell.studies.tune.params import AnsweringParams, TuneDataParams, WordProblems
 
 __all__ = ["own_environment"]
 
@@ -86,8 +86,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], lis
             return " "
         return anew(question)
 
-    def instead(ctx: StageContext, decoding: Decoding, batch_size: int, *, vllm: bool) -> tuple[Scripted, ChatFormat]:
-        _, form = opened(ctx, decoding, batch_size, vllm=vllm)
+    def instead(params: AnsweringParams, ctx: StageContext) -> tuple[Scripted, ChatFormat]:
+        _, form = opened(params, ctx)
         writers.append(Scripted(form))
         return writers[-1], form
 

@@ -177,7 +177,7 @@ def test_a_merge_that_would_lie_is_refused(
         monkeypatch.setattr(
             training.LoRA,
             "save_peft",
-            lambda self, folder, *, base, identity: save(self, folder, base=base, identity=other),
+            lambda self, folder, *, base, identity: save(self, folder, base=base, identity=BaseIdentity.of(other)),
         )
         overrides: tuple[str, ...] = ()
     else:

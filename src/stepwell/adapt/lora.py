@@ -121,7 +121,7 @@ class LoRA(nn.Module):
         """Weights of the adapter."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_peft(self, folder: Path, *, base: str, identity: Path, revision: str | None = None) -> None:
+    def save_peft(self, folder: Path, *, base: str, identity: BaseIdentity, revision: str | None = None) -> None:
         """Write the adapter into a folder as PEFT does (adapter_config.json, adapter_model.safetensors).
 
         Which base it belongs to is written beside it (stepwell.json) and into the metadata of its weights: name,
@@ -130,18 +130,14 @@ class LoRA(nn.Module):
         Args:
             folder: is created where it is missing.
             base: name of the base model, for `base_model_name_or_path`.
-            identity: folder of the base, whose weights are hashed.
+            identity: of the base's weights on disk.
             revision: of the base.
-
-        Raises:
-            StepwellError: as `BaseIdentity.of`.
         """
         from safetensors.torch import save_file
 
-        found = BaseIdentity.of(identity)
         frozen = next(weight for name, weight in self.backbone.named_parameters() if ".lora_" not in name)
-        quantised = found.quantised or bool(getattr(self.backbone.model, "is_quantized", False))
-        lineage = Lineage(base=base, revision=revision, identity=found, quantised=quantised,
+        quantised = identity.quantised or bool(getattr(self.backbone.model, "is_quantized", False))
+        lineage = Lineage(base=base, revision=revision, identity=identity, quantised=quantised,
                           trained_in=str(frozen.dtype).removeprefix("torch."))  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         config = self.backbone.model.peft_config[self.name]

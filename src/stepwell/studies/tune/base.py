@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.backbone import HFBackbone, load_tokenizer
-from stepwell.errors import StepwellError
 from stepwell.merging.base import BaseIdentity
 from stepwell.models import locate
 from stepwell.sft.render import ChatFormat
 from stepwell.shapes import Precision
-from stepwell.stage import Input, StageContext
+from stepwell.stage import StageContext
 from stepwell.studies.tune.params import TuneModelParams
 
 MERGED, ADAPTER = "merged", "adapter"
@@ -58,34 +57,8 @@ def base_of(ctx: StageContext) -> Base:
     """What the job trains on, grades or merges into: the last merged model that it needs, else the plan's model."""
     (made,) = ctx.inputs["model"]
     params = TuneModelParams.model_validate(dict(made.job.params))
-    merged = inputs_of(ctx, "tune.merge")
+    merged = ctx.made_by("tune.merge")
     if not merged:
         return Base(name=params.name, folder=locate(params.name), params=params)
     last = merged[-1]
     return Base(name=last.job.id, folder=last.folder / MERGED, params=params)
-
-
-def inputs_of(ctx: StageContext, kind: str) -> list[Input]:
-    """The needed jobs of a kind, in the order in which the stage names them."""
-    return [made for inputs in ctx.inputs.values() for made in inputs if made.job.kind == kind]
-
-
-def one_input(ctx: StageContext, kind: str) -> Input:
-    """The one needed job of a kind.
-
-    Raises:
-        StepwellError: there is none, or there are several.
-    """
-    found = inputs_of(ctx, kind)
-    if len(found) != 1:
-        raise StepwellError(
-            f"the stage needs one job of the kind `{kind}`, and has {len(found)}",
-            "name one such stage in its `needs`, on the same axes",
-            stage=ctx.job.id,
-        )
-    return found[0]
-
-
-def data_of(ctx: StageContext) -> Input:
-    """The job that made the data."""
-    return one_input(ctx, "tune.data")

@@ -17,11 +17,10 @@ from stepwell.grading.decoding import answer
 from stepwell.grading.mining import Failure, read_failures, write_failures
 from stepwell.grading.stops import Stops
 from stepwell.stage import StageContext
-from stepwell.studies.tune.base import data_of, one_input
-from stepwell.studies.tune.data import pool_of
+from stepwell.studies.tune.data import Drawn, one_input
 from stepwell.studies.tune.grading import opened
 from stepwell.studies.tune.mining import FAILURES
-from stepwell.studies.tune.params import CorrectParams, Recorded, TuneDataParams
+from stepwell.studies.tune.params import CorrectParams, Recorded
 
 CRITIQUE = (
     "This answer is wrong. Say in one sentence where it goes wrong, then write the whole solution anew. "
@@ -32,10 +31,8 @@ CRITIQUE = (
 def correct(params: CorrectParams, ctx: StageContext) -> None:
     """One record a failure; those that are right now are written as the failures to train on."""
     ctx.keep_artifacts()  # what an endpoint has answered survives a kill
-    data = data_of(ctx)
-    made = TuneDataParams.model_validate(dict(data.job.params))
     failures = {one.id: one for one in read_failures(one_input(ctx, "tune.mine").folder / FAILURES)}
-    pool = pool_of(data.folder, made)
+    pool = Drawn.of(ctx).pool()
     asked = tuple(
         _asked(question, failures[question.id], critique=params.critique)
         for question in pool.questions
@@ -72,7 +69,7 @@ def _answered(
 ) -> tuple[dict[str, str], Mapping[str, str], Mapping[str, str]]:
     """Texts by id, how they ended, and why there is none for some."""
     if params.by == "self":
-        by, form = opened(ctx, params.decoding, params.batch_size, vllm=params.vllm)
+        by, form = opened(params, ctx)
         found = answer(benchmark, form, params.decoding, by)
         told = Stops.of(list(found.written.values()))
         ctx.write("check", name="answers-whole", passed=not told.red_flag, detail=told.red_flag or "few were cut off")

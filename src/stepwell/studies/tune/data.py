@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stepwell.chat import Message
 from stepwell.errors import StepwellError
 from stepwell.grading.benchmarks import MATHS, Benchmark, code, gsm8k, open_ended, squad
 from stepwell.sft.conversations import Conversation, read_conversations
 from stepwell.sft.overlap import Overlap
-from stepwell.stage import StageContext
+from stepwell.stage import Input, StageContext
 from stepwell.studies.tune.params import (
     Code,
     Conversations,
@@ -29,6 +29,7 @@ from stepwell.studies.tune.params import (
 )
 from stepwell.tasks.base import QA
 from stepwell.tasks.gsm8k import MathItem, load_gsm8k
+from stepwell.tasks.word_problems import category_of, make_word_problems
 
 TRAIN, HELD, POOL, BENCHMARKS = "train.jsonl", "held.jsonl", "pool.jsonl", "benchmarks"
 SPARE = 2
@@ -103,8 +104,6 @@ def draw(params: TuneDataParams) -> Made:
 
 def conversation_of(item: MathItem, params: TuneDataParams) -> Conversation:
     """A problem as it is trained on: asked in the words in which it would be graded, answered by its solution."""
-    from stepwell.tasks.word_problems import category_of
-
     (question,) = gsm8k([item], split="train", ask=_asking(params)).questions
     answer: Message = {"role": "assistant", "content": item.plain_solution}
     category = category_of(item.id) or "maths"
@@ -124,42 +123,89 @@ def overlapping(conversations: Iterable[Conversation], benchmarks: dict[str, tup
     return found
 
 
-def benchmarks_of(folder: Path, params: TuneDataParams, names: Sequence[str] = ()) -> dict[str, Benchmark]:
-    """The benchmarks that `make` wrote, ready to be asked; those of some names only.
+def one_input(ctx: StageContext, kind: str) -> Input:
+    """The one needed job of a kind.
 
     Raises:
-        StepwellError: there is no benchmark of a name.
+        StepwellError: there is none, or there are several.
     """
-    if unknown := [name for name in names if name not in params.benchmarks]:
+    found = ctx.made_by(kind)
+    if len(found) != 1:
         raise StepwellError(
-            f"there is no benchmark `{unknown[0]}`; benchmarks: {', '.join(params.benchmarks)}",
-            "name some of them, or add it to the stage `data`",
+            f"the stage needs one job of the kind `{kind}`, and has {len(found)}",
+            "name one such stage in its `needs`, on the same axes",
+            stage=ctx.job.id,
         )
-    return {
-        name: _benchmark(name, params, read_lines(folder / BENCHMARKS / f"{name}.jsonl"))
-        for name in (names or params.benchmarks)
-    }
+    return found[0]
 
 
-def pool_of(folder: Path, params: TuneDataParams, items: int = 0) -> Benchmark:
-    """The training problems as a benchmark of the split `train`, which failures may be mined from.
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What `make` wrote, as the stages after it read it.
 
-    Raises:
-        StepwellError: the training set has no ground truth.
+    Attributes:
+        folder: of its files.
+        params: of the stage.
     """
-    rows = read_lines(folder / POOL)
-    if not rows:
-        raise StepwellError(
-            "the training set has no problems with a known answer, so no failures can be mined from it",
-            "train on word problems or GSM8K, or take the stages of phase B out of the plan",
-        )
-    found = [_problem(row) for row in (rows[:items] if items else rows)]
-    return gsm8k(found, split="train", ask=_asking(params), name="pool")
 
+    folder: Path
+    params: TuneDataParams
 
-def conversations_of(folder: Path, name: str) -> list[Conversation]:
-    """The set `TRAIN` or `HELD`."""
-    return read_conversations(folder / name)
+    @classmethod
+    def of(cls, ctx: StageContext) -> Self:
+        """That of the one data stage that a stage needs. Raises as `one_input`."""
+        made = one_input(ctx, "tune.data")
+        return cls(folder=made.folder, params=TuneDataParams.model_validate(dict(made.job.params)))
+
+    @property
+    def train(self) -> list[Conversation]:
+        """The training set."""
+        return read_conversations(self.folder / TRAIN)
+
+    @property
+    def held(self) -> list[Conversation]:
+        """The held-out set."""
+        return read_conversations(self.folder / HELD)
+
+    def benchmarks(self, names: Sequence[str] = ()) -> dict[str, Benchmark]:
+        """The benchmarks, ready to be asked; those of some names only.
+
+        Raises:
+            StepwellError: there is no benchmark of a name.
+        """
+        known = self.params.benchmarks
+        if unknown := [name for name in names if name not in known]:
+            raise StepwellError(
+                f"there is no benchmark `{unknown[0]}`; benchmarks: {', '.join(known)}",
+                "name some of them, or add it to the stage `data`",
+            )
+        return {
+            name: _benchmark(name, self.params, read_lines(self.folder / BENCHMARKS / f"{name}.jsonl"))
+            for name in (names or known)
+        }
+
+    def graded(self) -> dict[str, str]:
+        """The bare questions of all benchmarks, by id: what must not be trained on."""
+        return {
+            question.id: question.bare
+            for benchmark in self.benchmarks().values()
+            for question in benchmark.questions
+        }  # fmt: skip
+
+    def pool(self, items: int = 0) -> Benchmark:
+        """The training problems, or the first `items`, as a benchmark of the split `train`: what may be mined.
+
+        Raises:
+            StepwellError: the training set has no ground truth.
+        """
+        rows = read_lines(self.folder / POOL)
+        if not rows:
+            raise StepwellError(
+                "the training set has no problems with a known answer, so no failures can be mined from it",
+                "train on word problems or GSM8K, or take the stages of phase B out of the plan",
+            )
+        found = [_problem(row) for row in (rows[:items] if items else rows)]
+        return gsm8k(found, split="train", ask=_asking(self.params), name="pool")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -174,8 +220,6 @@ def _asking(params: TuneDataParams) -> str:
 
 def _generated(params: TuneDataParams) -> tuple[list[MathItem], dict[str, tuple[Any, ...]]]:
     """The word problems of benchmarks and training set, all drawn as one set of each form, so that none is in two."""
-    from stepwell.tasks.word_problems import make_word_problems
-
     sources: dict[str, TestSource | WordProblems] = {
         name: one for name, one in params.benchmarks.items() if isinstance(one, WordProblems)
     }

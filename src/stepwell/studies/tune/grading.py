@@ -16,9 +16,9 @@ from stepwell.grading.stops import Stops
 from stepwell.grading.vllm import writer
 from stepwell.sft.render import ChatFormat
 from stepwell.stage import Input, StageContext
-from stepwell.studies.tune.base import base_of, data_of
-from stepwell.studies.tune.data import benchmarks_of
-from stepwell.studies.tune.params import GradeParams, Recorded, ReferenceParams, TuneDataParams
+from stepwell.studies.tune.base import base_of
+from stepwell.studies.tune.data import Drawn
+from stepwell.studies.tune.params import AnsweringParams, GradeParams, Recorded, ReferenceParams
 
 ELSEWHERE = "elsewhere"
 """The template of answers that another program's model wrote: nobody here knows it."""
@@ -26,14 +26,10 @@ ELSEWHERE = "elsewhere"
 
 def grade_model(params: GradeParams, ctx: StageContext) -> None:
     """Let the model that the stage stands on answer, one record an item, and one a benchmark."""
-    base = base_of(ctx)
-    by, form = opened(ctx, params.decoding, params.batch_size, vllm=params.vllm)
-    for name, benchmark in _benchmarks(ctx, params.benchmarks).items():
-        found = answer(benchmark, form, params.decoding, by)
-        protocol = benchmark.protocol(form.fingerprint(), params.decoding)
-        result = grade(benchmark, found.texts, model=base.name, protocol=protocol, stops=found.stops)
+    by, form = opened(params, ctx)
+    for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
+        result = answered(benchmark, by, form, params, ctx)
         write_result(ctx.folder / f"{name}.jsonl", result)
-        write_records(ctx, benchmark, result, found)
         ctx.stop_if_asked()
 
 
@@ -41,7 +37,7 @@ def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
     """The answers of a reference model, marked: from an endpoint, a model on this machine, or a file."""
     source = params.source
     ctx.keep_artifacts()  # what an endpoint has answered survives a kill
-    for name, benchmark in _benchmarks(ctx, params.benchmarks).items():
+    for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
         why: Mapping[str, str] = {}
         if isinstance(source, Recorded):
             answers, model = read_answers(source.file, benchmark), source.model
@@ -52,28 +48,37 @@ def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
         protocol = benchmark.protocol(ELSEWHERE, Decoding())
         result = grade(benchmark, answers, model=model, protocol=protocol, unanswered=why)
         write_result(ctx.folder / f"{name}.jsonl", result)
-        write_records(ctx, benchmark, result, None)
+        _write_records(ctx, benchmark, result, None)
         detail = f"{len(why)} of {len(answers)} items have no answer" + (f": {next(iter(why.values()))}" if why else "")
         ctx.write("check", name=f"answered-{name}", passed=not why, detail=detail)
 
 
-def opened(ctx: StageContext, decoding: Decoding, batch_size: int, *, vllm: bool = False) -> tuple[Writer, ChatFormat]:
+def opened(params: AnsweringParams, ctx: StageContext) -> tuple[Writer, ChatFormat]:
     """The model that the stage stands on, ready to answer in its own chat format."""
     base = base_of(ctx)
     form = ChatFormat.of(load_tokenizer(base.folder))
 
     def own() -> OwnWriter:
-        backbone = base.load(ctx.device, decoding.precision)
+        backbone = base.load(ctx.device, params.decoding.precision)
         backbone.eval()
-        return OwnWriter(backbone=backbone, form=form, batch_size=batch_size, between=ctx.stop_if_asked)
+        return OwnWriter(backbone=backbone, form=form, batch_size=params.batch_size, between=ctx.stop_if_asked)
 
-    by, why = writer(base.folder, form, decoding, own, vllm=vllm)
+    by, why = writer(base.folder, form, params.decoding, own, vllm=params.vllm)
     if why:
         ctx.event("writer", by=by.name, why=why)
     return by, form
 
 
-def write_records(ctx: StageContext, benchmark: Benchmark, result: Result, found: Answers | None) -> None:
+def answered(benchmark: Benchmark, by: Writer, form: ChatFormat, params: AnsweringParams, ctx: StageContext) -> Result:
+    """Let the model answer a benchmark, mark what it says, and write the records."""
+    found = answer(benchmark, form, params.decoding, by)
+    protocol = benchmark.protocol(form.fingerprint(), params.decoding)
+    result = grade(benchmark, found.texts, model=base_of(ctx).name, protocol=protocol, stops=found.stops)
+    _write_records(ctx, benchmark, result, found)
+    return result
+
+
+def _write_records(ctx: StageContext, benchmark: Benchmark, result: Result, found: Answers | None) -> None:
     """One record an answer, and one of them all."""
     asked = {question.id: question for question in benchmark.questions}
     for record in result.records:
@@ -105,8 +110,3 @@ def results_of(made: Input) -> dict[str, Result]:
     if not found:
         raise StepwellError(f"{made.job.id} graded nothing", "name a stage of the kind `tune.grade`")
     return found
-
-
-def _benchmarks(ctx: StageContext, names: tuple[str, ...]) -> dict[str, Benchmark]:
-    data = data_of(ctx)
-    return benchmarks_of(data.folder, TuneDataParams.model_validate(dict(data.job.params)), names)

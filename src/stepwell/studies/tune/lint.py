@@ -6,22 +6,16 @@ from stepwell.backbone import load_tokenizer
 from stepwell.sft.linter import CODES, lint
 from stepwell.sft.render import ChatFormat
 from stepwell.stage import StageContext
-from stepwell.studies.tune.base import base_of, data_of
-from stepwell.studies.tune.data import TRAIN, benchmarks_of, conversations_of
-from stepwell.studies.tune.params import LintParams, TuneDataParams
+from stepwell.studies.tune.base import base_of
+from stepwell.studies.tune.data import Drawn
+from stepwell.studies.tune.params import LintParams
 
 
 def check(params: LintParams, ctx: StageContext) -> None:
     """One record a kind of fault, with an example; and a check that fails where a kind is not allowed."""
-    data = data_of(ctx)
-    made = TuneDataParams.model_validate(dict(data.job.params))
+    data = Drawn.of(ctx)
     form = ChatFormat.of(load_tokenizer(base_of(ctx).folder))
-    graded = {
-        question.id: question.bare
-        for benchmark in benchmarks_of(data.folder, made).values()
-        for question in benchmark.questions
-    }
-    findings = lint(conversations_of(data.folder, TRAIN), form, max_tokens=params.max_tokens, evaluation=graded)
+    findings = lint(data.train, form, max_tokens=params.max_tokens, evaluation=data.graded())
     for finding in findings:
         ctx.write("finding", code=finding.code, meaning=CODES[finding.code], count=finding.count, of=finding.of,
                   example=finding.example, allowed=finding.code in params.allow)  # fmt: skip

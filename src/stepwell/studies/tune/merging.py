@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stepwell.merging.merge import Merged, merge
 from stepwell.stage import StageContext
-from stepwell.studies.tune.base import ADAPTER, MERGED, base_of, one_input
+from stepwell.studies.tune.base import ADAPTER, MERGED, base_of
+from stepwell.studies.tune.data import one_input
 from stepwell.studies.tune.params import MergeParams
 
 

@@ -186,20 +186,28 @@ class MergeParams(Spec):
     least_survived: float = Field(default=0.9, ge=0, le=1)
 
 
-class GradeParams(Spec):
-    """How a model is graded.
+class AnsweringParams(Spec):
+    """How the model that a stage stands on is let answer.
 
     Attributes:
-        benchmarks: which of the data stage's; empty = all.
         decoding: how answers are written.
         batch_size: items at a time.
         vllm: let vLLM write where it is to be had, else our own decoding; the records say which of them wrote.
     """
 
-    benchmarks: tuple[str, ...] = ()
     decoding: Decoding = Decoding(max_tokens=256)
     batch_size: Some = 16
     vllm: bool = False
+
+
+class GradeParams(AnsweringParams):
+    """How a model is graded.
+
+    Attributes:
+        benchmarks: which of the data stage's; empty = all.
+    """
+
+    benchmarks: tuple[str, ...] = ()
 
 
 class Recorded(Spec):
@@ -258,34 +266,26 @@ class VersusParams(Spec):
     bands: bool = False
 
 
-class MineParams(Spec):
+class MineParams(AnsweringParams):
     """Failures of the model on its own training problems: what it loses against the written solutions.
 
     Attributes:
         items: of the training set that are asked; 0 = all.
-        decoding, batch_size, vllm: as in grading.
     """
 
     items: Count = 0
-    decoding: Decoding = Decoding(max_tokens=256)
-    batch_size: Some = 16
-    vllm: bool = False
 
 
-class CorrectParams(Spec):
+class CorrectParams(AnsweringParams):
     """Failures answered anew; only what is right by ground truth is trained on.
 
     Attributes:
         by: `self` = the model that the stage stands on; else a teacher, or a file of recorded answers.
         critique: show the wrong answer, and ask what is wrong with it; otherwise the problem is asked anew.
-        decoding, batch_size, vllm: as in grading, where `by` is `self`.
     """
 
     by: Literal["self"] | Reference = "self"
     critique: bool = True
-    decoding: Decoding = Decoding(max_tokens=256)
-    batch_size: Some = 16
-    vllm: bool = False
 
 
 class RegressParams(Spec):

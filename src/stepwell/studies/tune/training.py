@@ -19,8 +19,8 @@ from stepwell.sft.parallel import Ranks
 from stepwell.sft.render import ChatFormat
 from stepwell.sft.stream import SftStream
 from stepwell.stage import StageContext
-from stepwell.studies.tune.base import ADAPTER, Base, base_of, data_of, inputs_of
-from stepwell.studies.tune.data import HELD, TRAIN, conversations_of
+from stepwell.studies.tune.base import ADAPTER, Base, base_of
+from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.mining import FAILURES
 from stepwell.studies.tune.params import TuneTrainParams
 from stepwell.train import Training
@@ -30,14 +30,15 @@ HELD_ROWS = 8
 
 def train(params: TuneTrainParams, ctx: StageContext) -> None:
     """Train, and save the adapter in PEFT's format with the identity of its base."""
-    state, base, data = ctx.restored(), base_of(ctx), data_of(ctx)
+    state, base, data = ctx.restored(), base_of(ctx), Drawn.of(ctx)
     need_full_precision(base.folder, allowed=base.params.allow_quantised)
     backbone = base.load(ctx.device)
     if params.pack:
         prove_packing(backbone)
-    form = ChatFormat.of(backbone.tokenizer)
-    chosen, replayed = trained_on(params, ctx)
-    categories = categories_of(chosen, params, ctx)
+    identity, form = BaseIdentity.of(base.folder), ChatFormat.of(backbone.tokenizer)
+    first = data.train
+    chosen, replayed = trained_on(first, params, ctx)
+    categories = None if params.meta is None else categories_of(chosen, first)
     corpus = Corpus.of(chosen, form, params.max_tokens)
     with Ranks.joined() as ranks:
         stream = SftStream(
@@ -46,14 +47,14 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
         )  # fmt: skip
         lora = LoRA(backbone, params.lora, name="tuned", seed=ctx.seed)
         need_free_disk(ctx.folder, lora)
-        held = Corpus.of(conversations_of(data.folder, HELD), form, params.max_tokens)
+        held = Corpus.of(data.held, form, params.max_tokens)
         model, whole = _model(lora, stream, batches(held), params, ctx)
         if state is None:
             ctx.write(
                 "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
                 rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
                 padding_share=whole.padding_share, steps=whole.steps, base=base.name,
-                base_sha256=BaseIdentity.of(base.folder).sha256, trainable=lora.parameter_count(),
+                base_sha256=identity.sha256, trainable=lora.parameter_count(),
             )  # fmt: skip
             _write_categories(stream, categories or {}, ctx)
         began = time.perf_counter()
@@ -62,15 +63,14 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
             seed=ctx.seed,
         ).run(state)  # fmt: skip
         if ranks.rank == 0:
-            _save(lora, base, ctx)
+            _save(lora, base, identity, ctx)
     ctx.event("trained", seconds=round(time.perf_counter() - began, 1), tokens=whole.tokens)
 
 
-def trained_on(params: TuneTrainParams, ctx: StageContext) -> tuple[list[Conversation], int]:
+def trained_on(first: list[Conversation], params: TuneTrainParams, ctx: StageContext) -> tuple[list[Conversation], int]:
     """The conversations, and how many of them are replayed: the training set, or failures with a share of it."""
-    first = conversations_of(data_of(ctx).folder, TRAIN)
     # Corrected failures, where a stage corrected them, take the place of the written solutions.
-    mined = [*inputs_of(ctx, "tune.correct"), *inputs_of(ctx, "tune.mine")]
+    mined = [*ctx.made_by("tune.correct"), *ctx.made_by("tune.mine")]
     if not mined:
         return first, 0
     failures = read_failures(mined[0].folder / FAILURES)
@@ -84,17 +84,13 @@ def trained_on(params: TuneTrainParams, ctx: StageContext) -> tuple[list[Convers
     return chosen, len(chosen) - len(failures)
 
 
-def categories_of(
-    chosen: Sequence[Conversation], params: TuneTrainParams, ctx: StageContext
-) -> dict[str, str | None] | None:
-    """Of the conversations by their ids, for tasks; None where the training knows no tasks.
+def categories_of(chosen: Sequence[Conversation], first: Sequence[Conversation]) -> dict[str, str | None]:
+    """Of the conversations by their ids, for tasks.
 
     A failure has the benchmark's category: it is trained on as the problem that it was in the training set.
     """
-    if params.meta is None:
-        return None
-    first = {one.id: one.category for one in conversations_of(data_of(ctx).folder, TRAIN)}
-    return {one.id: first.get(one.id, one.category) for one in chosen}
+    known = {one.id: one.category for one in first}
+    return {one.id: known.get(one.id, one.category) for one in chosen}
 
 
 def batches(corpus: Corpus) -> Sequence[Batch]:
@@ -127,6 +123,6 @@ def _write_categories(stream: SftStream, categories: Mapping[str, str | None], c
         ctx.write("category", category=name, n=n, rows=rows, tasks=rows // stream.batch_size)
 
 
-def _save(lora: LoRA, base: Base, ctx: StageContext) -> None:
-    lora.save_peft(ctx.folder / ADAPTER, base=str(base.folder), identity=base.folder)
+def _save(lora: LoRA, base: Base, identity: BaseIdentity, ctx: StageContext) -> None:
+    lora.save_peft(ctx.folder / ADAPTER, base=str(base.folder), identity=identity)
     ctx.write("check", name="adapter-saved", passed=True, detail=f"{lora.parameter_count():,} weights on {base.name}")

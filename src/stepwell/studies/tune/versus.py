@@ -14,17 +14,15 @@ from stepwell.grading.records import Result
 from stepwell.grading.regression import regression
 from stepwell.grading.versus import BANDS, Match, Versus, against_before, banded, same_as_before, versus
 from stepwell.stage import Input, StageContext
-from stepwell.studies.tune.base import data_of
-from stepwell.studies.tune.data import benchmarks_of
+from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.grading import results_of
-from stepwell.studies.tune.params import RegressParams, TuneDataParams, VersusParams
+from stepwell.studies.tune.params import RegressParams, VersusParams
 
 
 def compare(params: VersusParams, ctx: StageContext) -> None:
     """One record an item, one a benchmark, one of the judge, one of each band; and what looks wrong."""
     ctx.keep_artifacts()  # what a judge has said survives a kill
-    data = data_of(ctx)
-    benchmarks = benchmarks_of(data.folder, TuneDataParams.model_validate(dict(data.job.params)))
+    benchmarks = Drawn.of(ctx).benchmarks()
     ours, theirs = results_of(_named(ctx, params.ours)), results_of(_named(ctx, params.theirs))
     for name in ours:
         _need(name, theirs, params.theirs, ctx)

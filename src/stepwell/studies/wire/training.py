@@ -58,7 +58,7 @@ def trained(ctx: StageContext, kinds: Sequence[str] = TRAINED) -> Input:
     Raises:
         StepwellError: none is needed, or several are.
     """
-    found = [made for inputs in ctx.inputs.values() for made in inputs if made.job.kind in kinds]
+    found = ctx.made_by(*kinds)
     if len(found) != 1:
         raise StepwellError(
             f"the stage goes on from one stage before it, and needs {len(found)} such",
