@@ -15,6 +15,7 @@ from stepwell.adapt.lora import LoRA
 from stepwell.adapt.params import LoraParams
 from stepwell.backbone import HFBackbone
 from stepwell.recipe import Monitors
+from stepwell.sft import model as module
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.model import SftModel
 from stepwell.sft.packing import Batch, Corpus
@@ -100,3 +101,15 @@ def prepared(
     model = SftModel(lora, ctx=ctx, accumulation=recipe.accumulation, ranks=ranks, held_out=held_out, every=2)
     training = Training(model=model, stream=stream, recipe=recipe, curriculum=None, monitors=OFF, ctx=ctx, seed=5)
     return Run(lora, model, stream, training, recorder)
+
+
+def out_of_memory_above(rows: int, monkeypatch: Any) -> None:
+    """A batch of more rows does not fit into memory."""
+    whole = module.states
+
+    def small(backbone: Any, ids: Any, positions: Any) -> Any:
+        if len(ids) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(backbone, ids, positions)
+
+    monkeypatch.setattr(module, "states", small)

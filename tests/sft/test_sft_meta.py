@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from meta_toys import ANIL, MAML, Float64, Run, conversations_in, equal, prepared, weights
-from sft_toys import context
+from sft_toys import context, out_of_memory_above
 from torch import Tensor
 
 from stepwell.errors import Interrupted, StageFailed, StepwellError
@@ -148,17 +148,6 @@ def test_a_failure_in_the_middle_leaves_the_first_weights(monkeypatch):
     with pytest.raises(StageFailed, match="memory ran out on a single row"):
         run.model.objective(run.task())
     assert equal(weights(run.lora), begin) and len(calls) > MAML.inner_steps
-
-
-def out_of_memory_above(rows: int, monkeypatch) -> None:
-    whole = module.states
-
-    def small(backbone, ids, positions):
-        if len(ids) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(backbone, ids, positions)
-
-    monkeypatch.setattr(module, "states", small)
 
 
 def test_out_of_memory_halves_support_and_query_with_the_same_result(monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_chat import ByteChat
-from sft_toys import LIMIT, Run, context, prepared, sums
+from sft_toys import LIMIT, Run, context, out_of_memory_above, prepared, sums
 from torch.nn import functional as F
 
 from stepwell.adapt.frozen import weights_sha256
@@ -20,7 +20,6 @@ from stepwell.adapt.params import LoraParams
 from stepwell.backbone import HFBackbone
 from stepwell.decode import greedy_prompts
 from stepwell.errors import Interrupted, StageFailed, StepwellError
-from stepwell.sft import model as module
 from stepwell.sft.model import SftModel
 from stepwell.sft.packing import Corpus, first_fit_decreasing, prove_packing
 from stepwell.sft.render import ChatFormat
@@ -83,17 +82,6 @@ def test_accumulation_is_one_large_batch():
     few, many = prepared(batch_size=4, accumulation=1).go(), prepared(batch_size=1, accumulation=4).go()
     assert few.losses == pytest.approx(many.losses, rel=1e-4)
     assert len(few.losses) == 6
-
-
-def out_of_memory_above(rows: int, monkeypatch) -> None:
-    whole = module.states
-
-    def small(backbone, ids, positions):
-        if len(ids) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(backbone, ids, positions)
-
-    monkeypatch.setattr(module, "states", small)
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_result(monkeypatch):

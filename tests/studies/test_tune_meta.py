@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 from tiny import records
-from tiny_tune import tiny_tune
+from tiny_tune import stopped_once, tiny_tune
 from tiny_wire import wire_model
 
-from stepwell.errors import Interrupted, StepwellError
+from stepwell.errors import StepwellError
 from stepwell.kinds import kind
 from stepwell.merging.adapter import Adapter
 from stepwell.runner import run
 from stepwell.sft.recipe import Maml
-from stepwell.stage import StageContext
 from stepwell.studies.tune.cost import of_training
 from stepwell.studies.tune.params import Gsm8k, TuneDataParams, TuneModelParams, TuneTrainParams
 
@@ -59,15 +58,8 @@ def test_the_stage_records_its_tasks_and_both_losses(done: Path) -> None:
 def test_a_killed_meta_training_goes_on_and_writes_the_same(
     model: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stops: list[str] = []
-
-    def stop(ctx: StageContext) -> None:
-        if ctx.job.id == "train.0" and not stops:
-            stops.append(ctx.job.id)
-            raise Interrupted("stopped, as asked", "go on", stage=ctx.job.id)
-
     plan = tiny_tune(model, MAML, stages=SHORT)
-    monkeypatch.setattr(StageContext, "stop_if_asked", stop)
+    stops = stopped_once("train.0", monkeypatch)
     run(plan, tmp_path / "run")
     assert stops and len(records(tmp_path / "run", "train.0", "meta")) == 2, "stopped at its first checkpoint"
     run(plan, tmp_path / "run")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from tiny import records
-from tiny_tune import WHOLE, tiny_tune
+from tiny_tune import WHOLE, stopped_once, tiny_tune
 from tiny_wire import wire_model
 
 from stepwell.adapt.lora import LoRA
-from stepwell.errors import Interrupted, StageFailed, StepwellError
+from stepwell.errors import StageFailed, StepwellError
 from stepwell.grading.mining import read_failures
 from stepwell.grading.records import read_result
 from stepwell.merging.adapter import Adapter
@@ -21,7 +21,6 @@ from stepwell.merging.checking import check_merged
 from stepwell.runner import run
 from stepwell.sft.conversations import read_conversations
 from stepwell.sft.overlap import Overlap
-from stepwell.stage import StageContext
 from stepwell.studies import KINDS
 
 
@@ -110,15 +109,8 @@ def test_both_sides_are_graded_under_one_protocol(done: Path) -> None:
 def test_a_killed_training_goes_on_and_writes_the_same(
     model: Path, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stops: list[str] = []
-
-    def stop(ctx: StageContext) -> None:
-        if ctx.job.id == "train.0" and not stops:
-            stops.append(ctx.job.id)
-            raise Interrupted("stopped, as asked", "go on", stage=ctx.job.id)
-
     plan = tiny_tune(model, stages=("data", "model", "lint", "train"))
-    monkeypatch.setattr(StageContext, "stop_if_asked", stop)
+    stops = stopped_once("train.0", monkeypatch)
     run(plan, tmp_path / "run")
     assert stops and len(records(tmp_path / "run", "train.0", "step")) == 2, "stopped at its first checkpoint"
     run(plan, tmp_path / "run")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from stepwell.errors import Interrupted
 from stepwell.plan import Plan, load_plan
+from stepwell.stage import StageContext
 
 DECODING = "{max_tokens: 8}"
 TRAINING = (
@@ -54,3 +58,16 @@ def tiny_tune(model: Path, *overrides: str, stages: Sequence[str] | None = WHOLE
     plan = load_plan("tune", rung="demo", overrides=[*SIZES, f"model.name={model}", *overrides])
     kept = tuple(stage for stage in plan.stages if stages is None or stage.name in stages)
     return Plan.model_validate(plan.model_copy(update={"stages": kept, "gates": ()}).model_dump())
+
+
+def stopped_once(job: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A job is asked to stop at its first checkpoint; what is returned holds its id once that has happened."""
+    stops: list[str] = []
+
+    def stop(ctx: StageContext) -> None:
+        if ctx.job.id == job and not stops:
+            stops.append(job)
+            raise Interrupted("stopped, as asked", "go on", stage=job)
+
+    monkeypatch.setattr(StageContext, "stop_if_asked", stop)
+    return stops

@@ -49,7 +49,9 @@ def _bits(data: RunData) -> list[Table]:
         modes = modes_of(mine)
         parts = [(mode, [record for record in mine if record["mode"] == mode]) for mode in modes]
         if len(modes) > 1:
-            parts.append(("all together", [_whole(i, some) for i, some in grouped(mine, lambda r: r["id"]).items()]))
+            parts.append(
+                ("all together", [whole_gain(i, some) for i, some in grouped(mine, lambda r: r["id"]).items()])
+            )
         for name, some in parts:
             n, why = items(some), _reasons(some)
             cells = [average_cell(some, field, why, n) for field in ("bits", "bits_per_slot", "bits_per_token")]
@@ -65,7 +67,7 @@ def _bits(data: RunData) -> list[Table]:
     return [Table(title="Bits held", columns=columns, rows=lines(rows))] if rows else []
 
 
-def _whole(id: str, rows: Sequence[Record]) -> Record:
+def whole_gain(id: str, rows: Sequence[Record]) -> Record:
     """The modes of a pair together, which share its vectors: bits add up; None where a mode has none."""
     sums = {name: _sum([row.get(name) for row in rows]) for name in ("bits", "bits_per_slot", "tokens")}
     per_token = sums["bits"] / sums["tokens"] if sums["bits"] is not None and sums["tokens"] else None

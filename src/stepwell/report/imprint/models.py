@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepwell.report.cells import Cell, Column, Row, Table, dash, number
 from stepwell.report.folder import Record, RunData
+from stepwell.report.imprint.held import whole_gain
 from stepwell.report.imprint.numbers import difference, estimate_cell
 from stepwell.report.imprint.reading import Group, records_of
 from stepwell.report.measures import grouped
@@ -75,6 +76,5 @@ def _bits(data: RunData) -> dict[Group, dict[str, float | None]]:
     found: dict[Group, dict[str, float | None]] = {}
     for group, mine in grouped(records_of(data, "gain"), lambda record: record["group"]).items():
         for name, rows in grouped(mine, lambda record: record["id"]).items():
-            known = [row["bits"] for row in rows if row.get("bits") is not None]
-            found.setdefault(group, {})[name] = sum(known) if len(known) == len(rows) else None
+            found.setdefault(group, {})[name] = whole_gain(name, rows)["bits"]
     return found

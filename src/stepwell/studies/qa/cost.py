@@ -133,17 +133,22 @@ def share_of(lora: LoraParams) -> float:
 def reader(inputs: Mapping[str, Any]) -> Reader | None:
     """The model of the stages `data` and `model`; None where its size is not known."""
     model: QAModelParams = inputs["model"]
-    found = KNOWN.get(model.name)
-    if found is None:
-        return None
-    layers, width, vocabulary = found
-    blocks, inner, keys, tied = LAYOUTS[model.name]
     contract = model.contract
-    return Reader(
-        layers=layers, width=width, vocabulary=vocabulary, answer=contract.max_answer_tokens,
-        prompt=min(contract.max_prompt_tokens, prompt_tokens(inputs["data"])), precision=model.precision,
-        longest=contract.max_prompt_tokens, blocks=blocks, inner=inner, keys=keys, tied=tied,
+    return sized(
+        model.name, prompt=min(contract.max_prompt_tokens, prompt_tokens(inputs["data"])),
+        longest=contract.max_prompt_tokens, answer=contract.max_answer_tokens, precision=model.precision,
     )  # fmt: skip
+
+
+def sized(name: str, **asked: Any) -> Reader | None:
+    """A model of known size, asked as the other fields of `Reader` say; None where its size is not known."""
+    if name not in KNOWN:
+        return None
+    layers, width, vocabulary = KNOWN[name]
+    blocks, inner, keys, tied = LAYOUTS[name]
+    return Reader(
+        layers=layers, width=width, vocabulary=vocabulary, blocks=blocks, inner=inner, keys=keys, tied=tied, **asked
+    )
 
 
 def prompt_tokens(data: QADataParams) -> int:

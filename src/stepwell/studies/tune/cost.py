@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepwell.devices import Memory, Precision, Work
-from stepwell.studies.qa.cost import BYTES, KNOWN, LAYOUTS, TRAINED, Reader
+from stepwell.studies.qa.cost import BYTES, TRAINED, Reader, sized
 from stepwell.studies.tune.params import GradeParams, MergeParams, MineParams, TuneTrainParams
 
 PROBLEM, PROBLEM_OF_SET = 55, 160
@@ -94,15 +94,9 @@ def _trained(
 
 def _reader(inputs: Mapping[str, Any], answer: int, precision: Precision) -> Reader | None:
     """The model as it is asked; None where its size is not known."""
-    name = inputs["model"].name
-    if name not in KNOWN:
-        return None
-    layers, width, vocabulary = KNOWN[name]
-    blocks, inner, keys, tied = LAYOUTS[name]
     problem, _, longest = _tokens(inputs)
-    return Reader(
-        layers=layers, width=width, vocabulary=vocabulary, prompt=problem, anchor=0, answer=answer,
-        precision=precision, longest=longest, blocks=blocks, inner=inner, keys=keys, tied=tied,
+    return sized(
+        inputs["model"].name, prompt=problem, anchor=0, answer=answer, precision=precision, longest=longest
     )  # fmt: skip
 
 
