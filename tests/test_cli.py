@@ -291,9 +291,10 @@ def test_the_live_table_can_be_drawn_at_any_time(toy: Path) -> None:
     ]
     output = console()
     with output.capture() as captured:
-        output.print(jobs(rows, load_plan(toy / "toy.yaml", rung="demo", overrides=["hourly_price=36", "workers=1"])))
+        overrides = ["hourly_price=36", "budget.price=90"]
+        output.print(jobs(rows, load_plan(toy / "toy.yaml", rung="demo", overrides=overrides), 107 / 3600))
     text = captured.get()
-    assert "0 of 3 jobs done" in text and "about 1.07 USD so far" in " ".join(text.split())  # 107 s at a cent a second
+    assert "0 of 3 jobs done" in text and "1.07 USD so far of a budget of 90 USD" in " ".join(text.split())
     assert "5.0 min" in text  # 100 s for 5 steps: 300 s for the 15 that are left
     assert "loss 0.1235" in text
     assert "[red]cause" in text and "more" not in text

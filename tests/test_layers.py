@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "checkpoints",
         "recipe",
         "randomness",
+        "ranks",
         "devices",
         "calibrate",
         "stats",

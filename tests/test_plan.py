@@ -379,7 +379,10 @@ def test_what_is_wrong_is_named_with_line_key_and_what_is_allowed(toy: Path, old
         ("train.amsgrad=1", "stages.train.params.amsgrad: must be true or false, found 1"),
         ("train.mode=fats", 'stages.train.params.mode: allowed: `fast` or `slow`, found "fats"; did you mean `fast`?'),
         ("workers=0", "override workers=0: workers: must be greater than or equal to 1, found 0"),
-        ("engine=procss", 'engine: allowed: `inline` or `process`, found "procss"; did you mean `process`?'),
+        (
+            "engine=procss",
+            'engine: allowed: `inline`, `process`, `ray` or `slurm`, found "procss"; did you mean `process`?',
+        ),
         ("train.each.arm=cot", "unknown axis `cot`; axes: arm, seed (a value is written as a list: [cot])"),
         ("evaluate.each.arm=[x]", "stage train has no job with arm x; its arm: cot, shared"),
         ("gates.early.minus={arm: direct}", "gates.early.criteria.0.minus.arm: stage train has no job with arm direct"),

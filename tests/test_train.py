@@ -51,6 +51,7 @@ class Toy:
     spoil: Callable[[Tensor], Tensor] = lambda nats: nats
     seen: list[torch.dtype] = field(default_factory=list)
     modes: set[bool] = field(default_factory=set)
+    losses: list[float] = field(default_factory=list)
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
         x, y = batch
@@ -61,6 +62,12 @@ class Toy:
 
     def supervised(self, batch: Batch) -> int:
         return int((batch[1] != -100).sum())
+
+    def parts(self, batch: Batch, count: int) -> list[Batch]:
+        return list(zip(batch[0].chunk(count), batch[1].chunk(count), strict=True))
+
+    def stepped(self, loss: float) -> None:
+        self.losses.append(loss)
 
     def validate(self, stage: int) -> tuple[int, int]:
         self.looks.append((stage, self.module.training))

@@ -15,7 +15,7 @@ from stepwell.plan import Plan, jobs
 from stepwell.plan.check import params_of
 from stepwell.spec import Spec
 
-__all__ = ["Estimate", "StageEstimate", "Work", "estimate"]
+__all__ = ["Estimate", "StageEstimate", "Work", "at_once", "estimate", "hours_alone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class Estimate:
     """What a plan costs on one device.
 
     Args:
-        flop, hours: sums over the stages with an estimate; None when there is none. On a CPU `hours` is time on the
-            wall with the plan's workers; a GPU is taken to be shared by them without gain.
+        flop, hours: sums over the stages with an estimate; None when there is none. Hours are of one device held: of
+            this machine's CPU, time on the wall with the plan's workers; a GPU is taken to be shared by them without
+            gain; and several devices to share a job's work without loss.
         price: hours x hourly price; None where the price is not known.
         unknown: stages without an estimate, which the sums leave out.
     """
@@ -64,8 +65,7 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
         device: a name from the table or from the calibration; by default the plan's, `h100` standing for `cuda`.
         hourly_price: of the device, in the plan's currency; by default the plan's.
     """
-    where = find_device(device or {"cuda": "h100"}.get(plan.device, "cpu"))
-    at_once = plan.workers if where.cores else 1
+    where = _device(plan, device)
     stages, every_job = [], jobs(plan)
     for stage in plan.stages:
         mine = [job for job in every_job if job.stage == stage.name]
@@ -80,7 +80,7 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
                 jobs=len(mine),
                 flop=sum(work.flop for work in known) if complete else None,
                 tokens=sum(work.tokens for work in known) if complete else None,
-                hours=_spread(seconds, at_once) / 3600 if complete else None,
+                hours=_spread(seconds, at_once(plan, device)) / 3600 if complete else None,
                 conditional=stage.on is not None,
                 memory=_largest([work.memory for work in known]) if complete else None,
             )
@@ -97,6 +97,24 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
         currency=plan.currency,
         unknown=tuple(each.stage for each in counted if each.hours is None),
     )
+
+
+def hours_alone(plan: Plan, device: str | None = None) -> dict[str, float | None]:
+    """Job -> hours of one device that it takes by itself; None where its kind gives no estimate."""
+    where = _device(plan, device)
+    works = {job.id: _work(plan, job.stage, job.axes) for job in jobs(plan)}
+    return {
+        job: None if work is None else where.seconds(work, plan.threads_per_job) / 3600 for job, work in works.items()
+    }
+
+
+def at_once(plan: Plan, device: str | None = None) -> int:
+    """How many jobs share one device with gain: the workers of this machine's CPU, one job elsewhere."""
+    return plan.workers if _device(plan, device).cores and plan.on_one_machine else 1
+
+
+def _device(plan: Plan, device: str | None) -> Device:
+    return find_device(device or {"cuda": "h100"}.get(plan.device, "cpu"))
 
 
 def _largest(held: list[Memory | None]) -> Memory | None:

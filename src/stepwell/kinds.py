@@ -9,7 +9,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from stepwell.errors import StepwellError
 from stepwell.spec import Spec
@@ -26,6 +26,8 @@ class Kind:
         yields: record kind -> the fields of such a record, without the axes of the job, which the writer adds.
         estimate: `module:function` with signature (params, axes, inputs) -> stepwell.estimate.Work, where there is one.
             `inputs` maps the name of each needed stage to its validated params, direct and indirect needs alike.
+        parallel: what several devices are to one job of it: `ranks`, processes that train together; `chunks`, workers
+            that take its items in turn; `none`, of no use.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Kind:
     run: str
     yields: Mapping[str, frozenset[str]]
     estimate: str | None = None
+    parallel: Literal["none", "ranks", "chunks"] = "none"
 
 
 _KINDS: dict[str, Kind] = {}

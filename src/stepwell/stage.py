@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stepwell.errors import Interrupted
+from stepwell.ranks import Ranks
 
 LONGEST_SECONDS_BETWEEN_PROGRESS = 30.0
 
@@ -100,6 +101,10 @@ class StageContext:
         asked_device: `auto`, `cpu`, `cuda` or `mps`, as the plan says.
         recorder: where records, events and checkpoints go.
         stop_asked: whether the run was asked to stop.
+        ranks: which of how many processes of one training this is. All of them run the stage; what the first one
+            writes, saves and leaves in its folder is the job's.
+        pool: `module:function` of the work on one chunk of the job's items -> workers for it beside this process, as
+            of stepwell.engine.pool; None where this process does all.
     """
 
     job: JobLike
@@ -110,6 +115,8 @@ class StageContext:
     asked_device: str = "auto"
     recorder: Recorder
     stop_asked: Callable[[], bool] = lambda: False
+    ranks: Ranks = field(default_factory=Ranks)
+    pool: Callable[[str], Any] | None = None
     _began: float = field(default_factory=time.monotonic, repr=False)
     _told: float = field(default=float("-inf"), repr=False)
 
@@ -179,7 +186,7 @@ class StageContext:
 
     def stop_if_asked(self) -> None:
         """Raise Interrupted when the user or the system asked the run to stop. Call it right after `save`."""
-        if self.stop_asked():
+        if self.ranks.any(self.stop_asked()):
             raise Interrupted(
                 "stopped, as asked", "Run the same command again: it goes on from here.", stage=self.job.id
             )

@@ -36,13 +36,19 @@ class Stream(Protocol):
 
 
 class Model(Protocol):
-    """What the loop trains and asks; `objective` returns the sum of nats and their number."""
+    """What the loop trains and asks.
+
+    `objective` returns the sum of nats and their number. `parts` cuts a micro-batch by its rows into so many at most,
+    for as many processes. `stepped` hears the mean loss of each optimizer step that was made.
+    """
 
     @property
     def module(self) -> nn.Module: ...  # noqa: D102
     def objective(self, batch: Any) -> tuple[Tensor, int]: ...  # noqa: D102
     def supervised(self, batch: Any) -> int: ...  # noqa: D102
     def validate(self, stage: int) -> tuple[int, int]: ...  # noqa: D102
+    def parts(self, batch: Any, count: int) -> Sequence[Any]: ...  # noqa: D102
+    def stepped(self, loss: float) -> None: ...  # noqa: D102
 
 
 @dataclass
@@ -150,17 +156,21 @@ class Training:
         tokens = sum(self.model.supervised(batch) for batch in batches)
         total = 0.0
         module.zero_grad(set_to_none=True)
-        for batch in batches:
+        ranks = self.ctx.ranks
+        ranks.seed(self.seed, step)
+        for batch in ranks.share(batches, self.model.parts):
             device = next(module.parameters()).device
             with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 nats, _ = self.model.objective(batch)
             (nats / tokens).backward()
             total += float(nats.detach())
+        (total,) = ranks.add_up(module.parameters(), [total])
         limit = float("inf") if self.recipe.clip is None else self.recipe.clip
         grad_norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
         if grad_norm == grad_norm and grad_norm != float("inf"):
             for optimizer in self.optimizers:
                 optimizer.step()
+        self.model.stepped(total / tokens)
         return total / tokens, grad_norm, factor * self.recipe.lr
 
     def _draw_stage(self, generator: torch.Generator) -> int:

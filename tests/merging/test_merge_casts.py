@@ -161,3 +161,19 @@ def test_a_file_is_as_the_formats_own_library_reads_it(tmp_path: Path):
         torch.testing.assert_close(tensor, wanted[key])
     with Weights.of_file(tmp_path / "model.safetensors") as weights:
         torch.testing.assert_close(weights.tensor("a"), wanted["a"])
+
+
+def test_one_failed_flush_is_told_though_the_next_would_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    failures = [OSError(5, "Input/output error")]
+
+    def fsync(_: int) -> None:
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr("stepwell.merging.files.os.fsync", fsync)
+    monkeypatch.setattr("stepwell.merging.files.FLUSHED_SECONDS", 0.001)
+    with (
+        pytest.raises(OSError, match="Input/output error"),
+        writing(tmp_path / "a.safetensors", [("a", "F32", ())]) as opened,
+    ):
+        opened.write(bytes(4))

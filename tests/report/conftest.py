@@ -268,7 +268,8 @@ class Run:
         self.policy()
         self.env()
         self.event("run-started", jobs=17, engine="process", workers=2)
-        self.event("estimate", hours=0.11, device="2 CPU cores", price=0.0132)
+        estimated = {"data": None, "train": 0.1, "evaluate": 0.01}
+        self.event("estimate", hours=0.11, device="2 CPU cores", price=0.0132, stages=estimated)
         self.data()
         for arm in ARMS:
             for seed in self.seeds:
@@ -277,6 +278,7 @@ class Run:
                 if arm in LATENT:
                     self.intervene(arm, seed)
         self.verdicts()
+        self.event("spent", device_seconds=540.0, stages={"data": 9.0, "train": 486.0, "evaluate": 36.0}, gaps={})
         self.event("run-done", decision="inconclusive")
         return self.path
 

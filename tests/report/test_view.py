@@ -367,7 +367,7 @@ def test_time_adds_attempts_up_and_leaves_pauses_out(new_run: NewRun):
 def test_cost_names_price_and_estimate(new_run: NewRun):
     told = " ".join(section(view(new_run().whole()), "cost").lines)
     assert "At 0.12 USD an hour that is 0.02 USD." in told
-    assert "Estimated before the run: 6.6 min and 0.01 USD on 2 CPU cores; the run took 1.4 times that." in told
+    assert "Estimated before the run: 6.6 min and 0.01 USD on 2 CPU cores; it came to 1.4 times that." in told
 
 
 def test_without_price_and_estimate_none_is_made_up(new_run: NewRun):

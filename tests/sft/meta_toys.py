@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from stepwell.adapt.lora import LoRA
 from stepwell.adapt.params import LoraParams
+from stepwell.ranks import Ranks
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.meta import MetaModel
 from stepwell.sft.packing import PADDING, Batch, Corpus
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.recipe import Anil, Maml, SftRecipe
 from stepwell.sft.render import ChatFormat
 from stepwell.sft.stream import SftStream
@@ -82,14 +82,13 @@ def prepared(
         for parameter in lora.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     recorder = recorder or Memory()
-    ctx, some = context(recorder, stop), talks(48)
+    ctx, some = context(recorder, stop, ranks), talks(48)
     stream = SftStream(
         Corpus.of(some, FORM, LIMIT), max_tokens=LIMIT, batch_size=recipe.batch_size, accumulation=recipe.accumulation,
-        seed=11, pack=recipe.pack, categories=categories_of(some), ranks=ranks,
+        seed=11, pack=recipe.pack, categories=categories_of(some),
     )  # fmt: skip
     model = MetaModel(
-        lora, meta, ctx=ctx, accumulation=recipe.accumulation, steps=recipe.total_steps(stream.steps_per_epoch),
-        log_every=recipe.log_every, ranks=ranks,
+        lora, meta, ctx=ctx, steps=recipe.total_steps(stream.steps_per_epoch), log_every=recipe.log_every,
     )  # fmt: skip
     training = Training(model=model, stream=stream, recipe=recipe, curriculum=None, monitors=OFF, ctx=ctx, seed=5)
     return Run(lora, model, stream, training, recorder)

@@ -14,12 +14,12 @@ from torch import nn
 from stepwell.adapt.lora import LoRA
 from stepwell.adapt.params import LoraParams
 from stepwell.backbone import HFBackbone
+from stepwell.ranks import Ranks
 from stepwell.recipe import Monitors
 from stepwell.sft import model as module
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.model import SftModel
 from stepwell.sft.packing import Batch, Corpus
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.recipe import SftRecipe
 from stepwell.sft.render import ChatFormat
 from stepwell.sft.stream import SftStream
@@ -53,11 +53,12 @@ def sums(n: int) -> list[Conversation]:
     return [talk(i) for i in range(n)]
 
 
-def context(recorder: Memory, stop: Any = lambda: False) -> StageContext:
+def context(recorder: Memory, stop: Any = lambda: False, ranks: Ranks | None = None) -> StageContext:
     job = SimpleNamespace(id="tune", stage="tune", kind="tune", axes={}, params={}, needs=())
     return StageContext(
-        job=job, folder=Path("unused"), inputs={}, threads=1, seed=0, recorder=recorder, stop_asked=stop
-    )
+        job=job, folder=Path("unused"), inputs={}, threads=1, seed=0, recorder=recorder, stop_asked=stop,
+        ranks=ranks or Ranks(),
+    )  # fmt: skip
 
 
 @dataclass
@@ -92,13 +93,12 @@ def prepared(
                           "log_every": 1, "checkpoint_every": 3, "max_tokens": LIMIT} | options)  # fmt: skip
     lora = LoRA(chat_model(), LoraParams(rank=4, dropout=dropout), seed=3)
     recorder = recorder or Memory()
-    ctx = context(recorder, stop)
+    ctx = context(recorder, stop, ranks)
     corpus = Corpus.of(sums(conversations), ChatFormat.of(ByteChat()), LIMIT)
     stream = SftStream(
         corpus, max_tokens=LIMIT, batch_size=recipe.batch_size, accumulation=recipe.accumulation, seed=11, pack=pack,
-        ranks=ranks,
     )  # fmt: skip
-    model = SftModel(lora, ctx=ctx, accumulation=recipe.accumulation, ranks=ranks, held_out=held_out, every=2)
+    model = SftModel(lora, ctx=ctx, held_out=held_out, every=2)
     training = Training(model=model, stream=stream, recipe=recipe, curriculum=None, monitors=OFF, ctx=ctx, seed=5)
     return Run(lora, model, stream, training, recorder)
 

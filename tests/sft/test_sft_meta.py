@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import pytest
 import torch
@@ -12,10 +14,10 @@ from sft_toys import context, out_of_memory_above
 from torch import Tensor
 
 from stepwell.errors import Interrupted, StageFailed, StepwellError
+from stepwell.ranks import Ranks
 from stepwell.sft import model as module
 from stepwell.sft.meta import head_of
 from stepwell.sft.model import SftModel
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.recipe import Anil, Maml
 from stepwell.stage import Memory
 
@@ -69,7 +71,8 @@ def test_what_is_recorded_are_the_losses_of_the_reference():
     batch = run.task()
     support, query = (conversations_in(part) for part in (run.model.support(batch), run.model.learnt(batch)))
     (before, after, nats), tokens, _ = Float64(run.lora).task(MAML, support, query, Float64(run.lora).names)
-    run.model.objective(batch)
+    found, count = run.model.objective(batch)
+    run.model.stepped(float(found.detach()) / count)
     (record,) = run.records("meta")
     assert record["step"] == 1 and record["query_tokens"] == tokens
     assert record["support_tokens"] == run.model.support(batch).supervised
@@ -83,7 +86,7 @@ def test_without_a_step_it_is_the_plain_gradient_over_the_query(meta: Maml):
     run.lora.backbone.train()
     batch = run.task()
     nats, gradients = run.model.compute(batch)
-    plain = SftModel(run.lora, ctx=context(Memory()), accumulation=1)
+    plain = SftModel(run.lora, ctx=context(Memory()))
     wanted, expected = plain.compute(run.model.learnt(batch))
     assert torch.equal(nats, wanted) and equal(gradients, expected)
     assert not torch.equal(plain.compute(replace(run.model.learnt(batch), seed=1))[0], wanted), "dropout is on"
@@ -190,7 +193,7 @@ def test_autocast_reads_the_adapted_weights_and_not_its_copies_of_the_first():
     run = prepared(accumulation=1)
     batch = run.task()
     support, query = run.model.support(batch), run.model.learnt(batch)
-    plain = SftModel(run.lora, ctx=context(Memory()), accumulation=1)
+    plain = SftModel(run.lora, ctx=context(Memory()))
 
     def half(rows) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast("cpu", torch.bfloat16):  # one of its own for each pass, which keeps no copies
@@ -214,25 +217,37 @@ def test_autocast_reads_the_adapted_weights_and_not_its_copies_of_the_first():
     assert torch.equal(again, unadapted) and not torch.equal(unadapted, wanted)
 
 
-class Twins(Ranks):
-    """Two processes that have the same tasks."""
+class Threads(Ranks):
+    """Two processes, played by two threads that meet at each message."""
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.mul_(2)
+    def __init__(self, rank: int, table: dict[int, list[float]], gradients: dict[int, list], barrier: Barrier) -> None:
+        super().__init__(rank=rank, size=2)
+        for name, value in (("table", table), ("gradients", gradients), ("barrier", barrier)):
+            object.__setattr__(self, name, value)
 
-    def total(self, count: int, device: torch.device) -> int:
-        return 2 * count
+    def add_up(self, parameters: Iterable[Tensor], numbers: Sequence[float] = ()) -> list[float]:
+        held = list(parameters)
+        self.table[self.rank] = list(numbers)
+        self.gradients[self.rank] = [None if each.grad is None else each.grad.clone() for each in held]
+        self.barrier.wait()
+        sums = [sum(pair) for pair in zip(*self.table.values(), strict=True)]
+        for place, parameter in enumerate(held):
+            known = [each[place] for each in self.gradients.values() if each[place] is not None]
+            parameter.grad = sum(known[1:], known[0]) if known else None
+        self.barrier.wait()
+        return sums
 
 
 def test_processes_adapt_each_to_its_own_and_add_up_queries_and_records():
-    alone, twins = prepared(), prepared()
-    twins.model.ranks = Twins(rank=0, size=2)
-    for run in (alone, twins):
-        run.go()
-    for one, other in zip(alone.records("meta"), twins.records("meta"), strict=True):
-        assert [one[name] for name in NUMBERS] == pytest.approx([other[name] for name in NUMBERS], rel=1e-4)
-        assert other["query_tokens"] == 2 * one["query_tokens"]
-        assert other["support_tokens"] == 2 * one["support_tokens"]
-    for one, other in zip(weights(alone.lora), weights(twins.lora), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    alone = prepared()
+    alone.go()
+    table, gradients, barrier = {}, {}, Barrier(2)
+    both = [prepared(ranks=Threads(rank, table, gradients, barrier)) for rank in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Run.go, both))
+    for run in both:
+        for one, other in zip(alone.records("meta"), run.records("meta"), strict=True):
+            assert [one[name] for name in NUMBERS] == pytest.approx([other[name] for name in NUMBERS], rel=1e-4)
+            assert other["query_tokens"] == one["query_tokens"] and other["support_tokens"] == one["support_tokens"]
+        for one, other in zip(weights(alone.lora), weights(run.lora), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -16,7 +16,6 @@ from stepwell.objectives import IGNORE
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.cost import cost
 from stepwell.sft.packing import PADDING, Batch, Corpus
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.recipe import Anil, Maml, Meta, SftRecipe
 from stepwell.sft.stream import SftStream
 from stepwell.studies.tune.params import TuneTrainParams
@@ -61,12 +60,6 @@ def test_an_epoch_shows_a_row_at_most_once_and_other_tasks_next():
     assert set(first) != set(second) and epoch_of(stream_of(talks(60))) == first
     order = [str(talks(60)[task[0]].category) for task in first]
     assert order != sorted(order), "categories take turns in no order"
-
-
-def test_processes_share_the_tasks_of_one_with_twice_the_accumulation():
-    alone = epoch_of(stream_of(talks(60), accumulation=4))
-    parts = [epoch_of(stream_of(talks(60), ranks=Ranks(rank=rank, size=2))) for rank in (0, 1)]
-    assert alone[::2] == parts[0] and alone[1::2] == parts[1]
 
 
 def test_without_categories_the_order_is_what_it_was():

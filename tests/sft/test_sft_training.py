@@ -128,12 +128,12 @@ def test_a_checkpoint_of_another_base_is_refused():
     other = prepared(recorder=recorder)
     with torch.no_grad():
         other.lora.backbone.model.get_input_embeddings().weight[3, 3] += 1
-    found = SftModel(other.lora, ctx=context(Memory()), accumulation=1)
+    found = SftModel(other.lora, ctx=context(Memory()))
     assert found.base_sha256 != other.model.base_sha256
     with pytest.raises(StepwellError, match=r"the adapter belongs to the base \w{12}..., and this one is"):
         found.module.load_state_dict(recorder.state["model"])
     with pytest.raises(StepwellError, match=f"belongs to the base {other.model.base_sha256[:12]}"):
-        SftModel(other.lora, ctx=context(Memory()), accumulation=1, base=other.model.base_sha256)
+        SftModel(other.lora, ctx=context(Memory()), base=other.model.base_sha256)
 
 
 def test_held_out_answers_are_measured_token_by_token():
@@ -177,7 +177,7 @@ def test_a_real_model_in_half_precision():
     form = ChatFormat.of(backbone.tokenizer)
     corpus = Corpus.of(sums(8), form, 128)
     lora = LoRA(backbone, LoraParams(rank=8, dropout=0.05))
-    model = SftModel(lora, ctx=context(Memory()), accumulation=1)
+    model = SftModel(lora, ctx=context(Memory()))
     (row, *_) = first_fit_decreasing(corpus.lengths, 128)
     optimizer = torch.optim.AdamW(lora.parameters(), lr=1e-3)
     losses = []
@@ -191,16 +191,21 @@ def test_a_real_model_in_half_precision():
     assert model.base_sha256 == weights_sha256(backbone)
 
 
-def test_two_processes_are_one_with_twice_the_accumulation(tmp_path):
+@pytest.mark.parametrize(
+    ("accumulation", "batch_size", "dropout"), [(4, 1, 0.1), (1, 4, 0.0)], ids=["whole batches", "parts of a batch"]
+)
+def test_two_processes_are_one(tmp_path, accumulation, batch_size, dropout):
+    """A step is the plan's: what one process accumulates, two compute side by side."""
     here = Path(__file__).parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(here / "torchrun_worker.py"), str(tmp_path)]  # fmt: skip
+               str(here / "torchrun_worker.py"), str(tmp_path), str(accumulation), str(batch_size),
+               str(dropout)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert told[0] == told[1]
-    alone: Run = prepared(accumulation=4, batch_size=1, dropout=0.1).go()
+    alone: Run = prepared(accumulation=accumulation, batch_size=batch_size, dropout=dropout).go()
     assert told[0]["losses"] == pytest.approx(alone.losses, rel=1e-4)
     assert len(set(alone.losses)) == 6
     weights = [float(parameter.detach().double().sum()) for parameter in alone.lora.parameters()]

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from sft_toys import prepared
 
-from stepwell.sft.parallel import Ranks
+from stepwell.ranks import Ranks
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with Ranks.joined() as ranks:
-        run = prepared(ranks=ranks, accumulation=2, batch_size=1, dropout=0.1).go()
+    with Ranks.joined("cpu") as ranks:
+        accumulation, batch_size = map(int, sys.argv[2:4])
+        run = prepared(ranks=ranks, accumulation=accumulation, batch_size=batch_size, dropout=float(sys.argv[4])).go()
         weights = [float(parameter.detach().double().sum()) for parameter in run.lora.parameters()]
         Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps({"losses": run.losses, "weights": weights}))

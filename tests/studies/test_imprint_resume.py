@@ -1,4 +1,4 @@
-"""A fit of `imprint` that is killed goes on with the restarts that had not ended, and comes to the same outcomes."""
+"""A fit of `imprint` that is killed goes on with the chunks that had not ended, and comes to the same records."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import events, records, started, write_plan
+from tiny import contents, events, records, started, write_plan
 from tiny_imprint import FIT, tiny_imprint
 
 from stepwell.errors import StageFailed, StepwellError
 from stepwell.fitting.result import Fitted
 from stepwell.plan import Plan
 from stepwell.runner import run
-from stepwell.studies.imprint.fits import VECTORS, Kept
+from stepwell.studies.imprint.fits import VECTORS
+from stepwell.studies.imprint.kept import Ends, Kept
 from stepwell.studies.imprint.measures import analysis
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -28,9 +29,11 @@ Key = tuple[str, int]
 
 
 def plan_of(steps: int = 30) -> Plan:
-    """Five pairs, of which one is fitted at a time: long enough to be hit between two."""
+    """Five pairs in chunks of one, and one row at a time: long enough to be hit between two."""
     recipe = f"{{steps: {steps}, restarts: 2, lr: 0.1, schedule: constant, init: table, stop_when_exact: false}}"
-    return tiny_imprint("data.tiers.arithmetic.n=5", f"joint.recipe={recipe}", "joint.columns=20", stages=FIT, gates=())
+    return tiny_imprint(
+        "data.tiers.arithmetic.n=5", f"joint.recipe={recipe}", "joint.columns=20", "joint.chunk=1", stages=FIT, gates=()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +54,9 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, dict[K
     process.kill()
     _, errors = process.communicate()
     assert errors == ""
-    kept = {(record.id, record.restart): vectors for record, vectors in Kept(ended).read()}
-    assert 2 <= len(kept) < 10, "the kill came too early or too late: the test tests nothing"
+    parts = [Kept(ended).read(chunk) for chunk in Kept(ended).chunks()]
+    kept = {(record.id, record.restart): vectors for part in parts for record, vectors in part.ended}
+    assert 4 <= len(kept) < 10, "the kill came too early or too late: the test tests nothing"
     assert not (folder / "run" / "jobs" / f"{JOB}.json").exists()
     return plan, folder / "run", kept
 
@@ -62,9 +66,9 @@ def gone_on(plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
     now: list[Key] = []
     honest = Kept.write
 
-    def write(self: Kept, record: Any, vectors: torch.Tensor) -> None:
-        now.append((record.id, record.restart))
-        honest(self, record, vectors)
+    def write(self: Kept, chunk: range, part: Ends) -> None:
+        now.extend((record.id, record.restart) for record, _ in part.ended)
+        honest(self, chunk, part)
 
     monkeypatch.setattr(Kept, "write", write)
     run(plan, folder)
@@ -94,19 +98,9 @@ def test_what_had_ended_is_not_fitted_again(
     assert [path.name for path in artifacts.iterdir()] == [VECTORS], "something half written is left"
     assert [event["job"] for event in events(folder, "job-restored")] == [JOB]
     assert started(folder).count(JOB) == 2 and started(folder).count("data.arithmetic") == 1
-    # The same pairs, denominators and outcomes as without a kill; the numbers but for rounding.
+    # As without a kill, byte for byte.
     run(plan, tmp_path / "whole")
-    whole = Fitted.load(tmp_path / "whole" / "artifacts" / JOB / VECTORS)
-    for ours, theirs in zip(found.records, whole.records, strict=True):
-        assert (ours.id, ours.restart, ours.seed, ours.identity, ours.end, ours.steps) == (
-            theirs.id, theirs.restart, theirs.seed, theirs.identity, theirs.end, theirs.steps,
-        )  # fmt: skip
-        assert ours.nats == pytest.approx(theirs.nats, rel=1e-3)
-    names = ("pair", "target", "restart", "leak", "conflict")
-    for kind in names:
-        first, second = (records(each, JOB, kind) for each in (folder, tmp_path / "whole"))
-        keys = ("id", "mode", "restart", "converged", "exact", "held", "end", "alarm", "n")
-        assert [[row.get(key) for key in keys] for row in first] == [[row.get(key) for key in keys] for row in second]
+    assert contents(folder) == contents(tmp_path / "whole")
     assert len(records(folder, JOB, "pair")) == 5
     # Done, it is not touched again.
     run(plan, folder)
@@ -124,11 +118,11 @@ def test_a_torn_kept_file_is_named_with_the_way_out(
         run(plan, folder)
     text = str(caught.value)
     assert caught.value.exit_code == 4 and f"stage {JOB}: " in text
-    assert f"{torn}: a kept restart cannot be read: " in text
-    assert "Way out: Delete this file: its pair is fitted again." in text
+    assert f"{torn}: a kept chunk cannot be read: " in text
+    assert "Way out: Delete this file: its pairs are fitted again." in text
     torn.unlink()
     now, found = gone_on(plan, folder, monkeypatch)
-    assert len(now) == 10 - len(kept) + 1 and len(found.records) == 10
+    assert len(now) == 10 - len(kept) + 2 and len(found.records) == 10
 
 
 def test_another_recipe_begins_anew(
@@ -142,15 +136,16 @@ def test_another_recipe_begins_anew(
     assert events(folder, "checkpoint-discarded")
 
 
-def test_a_kept_file_without_a_record_is_torn_too(tmp_path: Path) -> None:
+def test_a_kept_file_without_records_is_torn_too(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    kept = Kept(tmp_path)
-    assert list(kept.read()) == []
-    save_file({"vectors": torch.ones(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(StepwellError, match="a kept restart cannot be read") as caught:
-        list(kept.read())
-    assert str(tmp_path / "a.safetensors") in str(caught.value)
+    kept, path = Kept(tmp_path), tmp_path / "0000000000-0000000001.safetensors"
+    assert kept.chunks() == []
+    save_file({"0": torch.ones(2)}, path)
+    (chunk,) = kept.chunks()
+    with pytest.raises(StepwellError, match="a kept chunk cannot be read") as caught:
+        kept.read(chunk)
+    assert str(path) in str(caught.value)
 
 
 def test_a_killed_search_goes_on_with_the_next_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

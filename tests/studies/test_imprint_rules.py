@@ -19,9 +19,10 @@ from stepwell.latents.prompt import Problem, Target
 from stepwell.similarity import Alike
 from stepwell.stage import Memory, StageContext
 from stepwell.stats import proportion_sequence
+from stepwell.studies.imprint.asking import Asked, weighted
 from stepwell.studies.imprint.baselines import bar_of, bars_of
 from stepwell.studies.imprint.controls import donors_of, matched
-from stepwell.studies.imprint.fits import Asked, Kept, Watch, weighted
+from stepwell.studies.imprint.kept import Ends, Kept, Watch
 from stepwell.studies.imprint.models import ByteTokenizer
 from stepwell.studies.imprint.outcomes import POINTS, Part, converged, thinned
 from stepwell.studies.imprint.pairs import load_pairs
@@ -253,21 +254,53 @@ def test_a_pair_whose_modes_are_fitted_apart_is_one_pair() -> None:
     assert str(seen.abandoned).startswith("0 of 5 pairs converged"), "one mode that converges makes no pair"
 
 
-def test_a_watch_that_goes_on_counts_what_was_kept(tmp_path: Path) -> None:
+def test_a_pair_that_was_given_up_has_not_converged() -> None:
+    seen = watch(200, below=0.2, after=50)
+    for i in range(50):
+        assert seen.abandoned is None
+        seen.lost(f"p{i}")
+    assert str(seen.abandoned).startswith("0 of 50 pairs converged") and seen.ended == 0
+
+
+def test_one_mode_that_was_given_up_makes_no_pair() -> None:
+    seen = watch(10, parts=("question", "answer"), below=0.9, after=5, confidence=0.5)
+    for i in range(5):
+        assert seen.abandoned is None
+        seen.see(ended(f"p{i}/question", converged=True))
+        seen.lost(f"p{i}/answer")
+    assert str(seen.abandoned).startswith("0 of 5 pairs converged")
+
+
+def test_kept_chunks_come_back_as_they_were(tmp_path: Path) -> None:
     kept = Kept(tmp_path / "ended")
-    for i in range(30):
-        kept.write(ended(f"p{i}"), torch.zeros(2, 3))
-    again = watch(200, below=0.2, after=50)
-    for record, _ in kept.read():
-        again.see(record)
-    assert (again.ended, again.abandoned) == (30, None)
-    for i in range(30, 50):
-        assert again.abandoned is None
-        again.see(ended(f"p{i}"))
-    assert str(again.abandoned).startswith("0 of 50 pairs converged")
+    assert kept.chunks() == []
+    generator = torch.Generator().manual_seed(1)
+    parts = {
+        range(8, 16): Ends(ended=tuple((ended(f"p{i}", r), torch.randn(2, 3, generator=generator))
+                                       for i in range(8) for r in (0, 1))),
+        range(0, 8): Ends(ended=((ended("a", exact=True), torch.zeros(2, 3, dtype=torch.float64)),)),
+        range(1_000_000, 1_000_001): Ends(failed={"b": "ValueError: ä"}),
+    }  # fmt: skip
+    for chunk, part in parts.items():
+        kept.write(chunk, part)
+    assert kept.chunks() == [range(8), range(8, 16), range(1_000_000, 1_000_001)]
+    for chunk, part in parts.items():
+        found = kept.read(chunk)
+        assert [record for record, _ in found.ended] == [record for record, _ in part.ended]
+        assert all(torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+                   for (_, ours), (_, theirs) in zip(found.ended, part.ended, strict=True))  # fmt: skip
+        assert found.failed == part.failed
     kept.remove()
     assert not (tmp_path / "ended").exists()
     kept.remove()
+
+
+def test_what_a_dead_worker_kept_late_counts_once(tmp_path: Path) -> None:
+    """Its chunk was halved since: whole chunks come before parts of them, and what overlaps is left out."""
+    kept = Kept(tmp_path / "ended")
+    for chunk in (range(4, 8), range(8), range(4), range(8, 9)):
+        kept.write(chunk, Ends())
+    assert kept.chunks() == [range(8), range(8, 9)]
 
 
 # ---- what is fitted, drawn and shuffled

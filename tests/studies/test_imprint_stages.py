@@ -22,8 +22,9 @@ from stepwell.latents.prompt import Prompt
 from stepwell.plan import Plan
 from stepwell.report import write_report
 from stepwell.runner import RunResult, run
+from stepwell.studies.imprint.asking import Asked, Source
 from stepwell.studies.imprint.controls import controls
-from stepwell.studies.imprint.fits import VECTORS, Asked, asked_of, fit_pairs
+from stepwell.studies.imprint.fits import VECTORS, fit_pairs
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.outcomes import write_outcomes
 from stepwell.studies.imprint.pairs import examples
@@ -340,7 +341,7 @@ def test_a_fit_without_hope_is_given_up_and_counts_all_its_pairs(whole: tuple[Pl
         }
     )  # fmt: skip
     backbone, _ = loaded(ctx)
-    assert len(asked_of(params, ctx, backbone).problems) == len(examples(ctx)) == 4
+    assert len(Source.of(params, ctx, backbone).asked().problems) == len(examples(ctx)) == 4
     fit_pairs(params, ctx)
     (alert,) = of_kind(memory, "alert")
     assert alert["monitor"] == "convergence" and alert["stopped"] is True

@@ -34,6 +34,27 @@ class TrainParams(Spec):
     die_at: int | None = None
 
 
+class ChunkParams(Spec):
+    """Items that are squared in chunks, with faults planted at some of them."""
+
+    items: int = 20
+    chunk: int = 4
+    raises: tuple[int, ...] = ()
+    kills: tuple[int, ...] = ()
+    kills_once: tuple[int, ...] = ()
+    loads: str = "well"
+    seconds: float = 0.0
+
+
+register(
+    Kind(
+        name="toy.chunks",
+        params=ChunkParams,
+        run="stepwell_toy_chunks:deal",
+        yields={"square": frozenset({"item", "value", "why"})},
+        parallel="chunks",
+    )
+)
 register(
     Kind(
         name="toy.walk",
@@ -56,5 +77,14 @@ register(
         params=TrainParams,
         run="stepwell_toy_torch:train",
         yields={"step": frozenset({"step", "loss"})},
+    )
+)
+register(
+    Kind(
+        name="toy.timed",
+        params=WalkParams,
+        run="stepwell_toy_stages:walk",
+        yields={"step": frozenset({"step", "value"})},
+        estimate="stepwell_toy_stages:walk_hours",
     )
 )

@@ -11,6 +11,7 @@ import time
 
 from stepwell_toy import SumParams, WalkParams
 
+from stepwell.devices import Work
 from stepwell.randomness import random_state, set_random_state
 from stepwell.stage import StageContext
 
@@ -44,6 +45,12 @@ def walk(params: WalkParams, ctx: StageContext) -> None:
             ctx.save({"step": step, "value": value, "random": random_state()})
             ctx.stop_if_asked()
     (ctx.folder / "final.json").write_text(json.dumps({"value": value}))
+
+
+def walk_hours(params: WalkParams, axes: object, inputs: object) -> Work:
+    """An hour for each ten steps, and for each seed: seed 1 takes twice as long as seed 0."""
+    assert isinstance(axes, dict)
+    return Work(seconds=360.0 * params.steps * (1 + int(axes.get("seed", 0))))
 
 
 def deaths_so_far(ctx: StageContext) -> int:

@@ -17,7 +17,7 @@ from stepwell.errors import StepwellError
 
 SECONDS_BETWEEN_TABLES = 2.0
 SECONDS_BETWEEN_LOOKS = 0.5
-QUIET = frozenset({"progress"})
+QUIET = frozenset({"progress", "spent"})
 PLACE = ("job", "gate", "decision", "route", "reason", "cause", "seconds", "monitor", "message")
 
 
@@ -43,14 +43,15 @@ def shown(folder: Path, *, quiet: bool = False) -> Iterator[None]:
 
 
 def _table(folder: Path, over: threading.Event, out: TextIO) -> None:
-    from stepwell.runner import status
+    from stepwell.runner import spent_hours, status
     from stepwell.store import RunFolder
 
     with Live(console=show.console(out), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         while True:
             last = over.wait(SECONDS_BETWEEN_TABLES)
             with contextlib.suppress(StepwellError, OSError, ValueError):  # the folder is only just being made
-                live.update(show.jobs(status(folder), RunFolder(folder).read_plan()), refresh=True)
+                plan = RunFolder(folder).read_plan()
+                live.update(show.jobs(status(folder), plan, spent_hours(folder)), refresh=True)
             if last:
                 return
 

@@ -140,19 +140,20 @@ def status(
     from rich.live import Live
 
     from stepwell.cli import show
+    from stepwell.runner import spent_hours
     from stepwell.runner import status as status_of
     from stepwell.store import RunFolder
 
     rows, plan = status_of(folder), RunFolder(folder).read_plan()
     output = show.console()
     if watch and sys.stdout.isatty():
-        with Live(show.jobs(rows, plan), console=output, auto_refresh=False) as live:
+        with Live(show.jobs(rows, plan, spent_hours(folder)), console=output, auto_refresh=False) as live:
             while any(row.state == "running" for row in rows):
                 time.sleep(SECONDS_BETWEEN_TABLES)
                 rows = status_of(folder)
-                live.update(show.jobs(rows, plan), refresh=True)
+                live.update(show.jobs(rows, plan, spent_hours(folder)), refresh=True)
     else:
-        output.print(show.jobs(rows, plan))
+        output.print(show.jobs(rows, plan, spent_hours(folder)))
     if found := _verdicts(folder):
         output.print(show.verdicts(found))
 

@@ -161,8 +161,8 @@ def _memory(cost: Estimate) -> list[str]:
     return [f"memory {size(most.device)} at most, by one job of {stage}{fits} ({held}{host})"]
 
 
-def jobs(rows: Sequence[JobStatus], plan: Plan) -> Table:
-    """The live table: one row a job, and below it the time and the cost so far."""
+def jobs(rows: Sequence[JobStatus], plan: Plan, spent_hours: float | None) -> Table:
+    """The live table: one row a job, and below it the time, the device hours and the price so far, and the budget."""
 
     def row(job: JobStatus) -> tuple[Any, ...]:
         total = f"{job.done}/{job.total}" if job.total else ""
@@ -177,17 +177,21 @@ def jobs(rows: Sequence[JobStatus], plan: Plan) -> Table:
         return job.job, state(job.state), total, took, left, told
 
     made = table(("job", "state", "steps", "time", "left", ""), map(row, rows), right=("steps", "time", "left"))
-    made.caption, made.caption_justify = _so_far(rows, plan), "left"
+    made.caption, made.caption_justify = _so_far(rows, plan, spent_hours), "left"
     return made
 
 
-def _so_far(rows: Sequence[JobStatus], plan: Plan) -> str:
+def _so_far(rows: Sequence[JobStatus], plan: Plan, spent_hours: float | None) -> str:
     seconds = sum(job.seconds or 0.0 for job in rows)
     text = f"{sum(job.state == 'done' for job in rows)} of {len(rows)} jobs done, {duration(seconds)} of job time"
-    if plan.hourly_price is None:
+    if spent_hours is None:
         return text
-    # Jobs that run side by side share the device that is paid for.
-    return f"{text}, about {seconds / plan.workers / 3600 * plan.hourly_price:.2f} {plan.currency} so far"
+    price = "" if plan.hourly_price is None else f", {spent_hours * plan.hourly_price:.2f} {plan.currency}"
+    budget = plan.budget
+    hours = f"{budget.hours:g} device hours" if budget and budget.hours is not None else ""
+    amount = f"{budget.price:g} {plan.currency}" if budget and budget.price is not None else ""
+    limit = " and ".join(part for part in (hours, amount) if part)
+    return f"{text}, {spent_hours:.3g} device hours{price} so far" + (f" of a budget of {limit}" if limit else "")
 
 
 def _short(value: Any) -> str:

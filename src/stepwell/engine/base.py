@@ -19,13 +19,15 @@ class JobCall:
         folder: the run folder, absolute.
         job: the job's id.
         fingerprint: its identity, computed once by the runner.
-        threads: CPU threads it may use.
+        threads: CPU threads it may use, each of its processes.
+        ranks: processes that train together.
     """
 
     folder: str
     job: str
     fingerprint: str
     threads: int
+    ranks: int = 1
 
     def to_json(self) -> str:
         """The call as one line of JSON, e.g. for a command line."""

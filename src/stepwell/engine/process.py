@@ -7,26 +7,15 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
-import sysconfig
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, cast
 
 from stepwell.engine.base import Handle, JobCall, Outcome, log_of
+from stepwell.engine.launch import command, environment, outcome_of
 
 SECONDS_BETWEEN_LOOKS = 0.1
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-END_OF_LOG_BYTES = 2000
-# glibc may give each freed tensor back to the system and take it anew at the next step, page by page. 32 MiB is the
-# largest threshold that it accepts. Other C libraries ignore all three.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
 
 
 @dataclass(eq=False)
@@ -54,15 +43,13 @@ class ProcessEngine:
         """Start a worker."""
         path = log_of(call)
         path.parent.mkdir(parents=True, exist_ok=True)
-        options = ["--fingerprint", call.fingerprint, "--threads", str(call.threads), "--parent", str(os.getpid())]
-        command = [sys.executable, "-m", "stepwell.engine.worker", call.folder, call.job, *options]
         with path.open("ab") as log:
             process = subprocess.Popen(
-                command,
+                command(call),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_environment(call.threads),
+                env=environment(call.threads),
                 process_group=0,
             )
         handle = ProcessHandle(call, process)
@@ -103,10 +90,8 @@ class ProcessEngine:
         _drain(stream, handle.answer)
         stream.close()
         self._live.remove(handle)
-        try:
-            handle.outcome = Outcome.from_json(bytes(handle.answer))
-        except (ValueError, TypeError):
-            handle.outcome = _death(handle.call, code)
+        handle.outcome = outcome_of(handle.call, bytes(handle.answer), code)
+        if handle.outcome.state == "died":
             # What the stage had started must not outlive it: it would write beside a second attempt.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(handle.process.pid, signal.SIGKILL)
@@ -133,42 +118,3 @@ def _drain(stream: IO[bytes], answer: bytearray) -> None:
     with contextlib.suppress(BlockingIOError):
         while block := os.read(stream.fileno(), 1 << 16):
             answer += block
-
-
-def _death(call: JobCall, code: int) -> Outcome:
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = " (often the system's answer to a lack of memory)" if -code == signal.SIGKILL else ""
-        cause = f"its worker was killed by {name}{hint}"
-    else:
-        cause = f"its worker ended with exit code {code} and no result"
-    return Outcome(
-        state="died",
-        cause=cause,
-        way_out="Read its log; give it more memory or fewer `workers`; then run the same command again.",
-        traceback=_end_of(log_of(call)),
-    )
-
-
-def _end_of(log: Path) -> str:
-    try:
-        return log.read_bytes()[-END_OF_LOG_BYTES:].decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """The worker's environment: its threads, a fixed order of sets, and the import path of this process."""
-    places = sysconfig.get_paths()
-    standard = tuple(places[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    own = [path for path in sys.path if path and not path.startswith(standard)]
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return {
-        **ALLOCATOR,
-        **os.environ,
-        **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in (*own, *given) if path)),
-    }

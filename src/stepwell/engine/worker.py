@@ -1,4 +1,7 @@
-"""Runs one job of a run folder: in this process for the inline engine, as `python -m stepwell.engine.worker` else."""
+"""Runs one job of a run folder: in this process for the inline engine, as `python -m stepwell.engine.worker` else.
+
+Of several processes that `torchrun` has started for one job, this is one.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,23 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stepwell import kinds
 from stepwell.engine.base import JobCall, Outcome
+from stepwell.engine.pool import pool_of
+from stepwell.engine.together import recording
 from stepwell.errors import Interrupted, StepwellError
-from stepwell.plan import Job, Plan, jobs
+from stepwell.plan import Job, jobs
+from stepwell.ranks import PeerLost, Ranks
 from stepwell.stage import Input, StageContext
-from stepwell.store import JobStore, RunFolder, is_disk_full
+from stepwell.store import RunFolder, is_disk_full, write_atomically
 
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
+SECONDS_BETWEEN_LOOKS_FOR_STOP = 1.0
 LONGEST_TRACEBACK = 20_000
 
 
@@ -60,49 +67,64 @@ def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
         plan = run.read_plan()
         among = {job.id: job for job in jobs(plan)}
         job = among[call.job]
-        with run.job_lock(job.id):
-            store = JobStore(run, job, call.fingerprint)
-            try:
-                store.begin()
-                _run_stage(run, plan, among, job, store, call.threads, stop_asked)
-                store.finish()
-            finally:
-                store.close()
+        stop = _StopAsked(run, stop_asked)
+        with (
+            Ranks.joined(plan.device) as ranks,
+            recording(run, job, call.fingerprint, ranks) as (recorder, folder),
+        ):
+            context = StageContext(
+                job=job,
+                folder=folder,
+                inputs=inputs_of(run, job, among),
+                threads=call.threads,
+                seed=seed_of(plan.seed, job),
+                asked_device=plan.device,
+                recorder=recorder,
+                stop_asked=stop,
+                ranks=ranks,
+                pool=pool_of(call, kinds.kind(job.kind), plan),
+            )
+            _run_stage(job, context)
         return Outcome(state="done")
+    except PeerLost as lost:
+        return Outcome(state="died", cause=lost.cause, way_out=lost.way_out)
     except Interrupted as stop:
         return Outcome(state="stopped", cause=stop.cause, way_out=stop.way_out)
     except Exception as error:  # whatever a stage raises is its outcome
         return _failure(call, error)
 
 
-def _run_stage(
-    run: RunFolder,
-    plan: Plan,
-    among: dict[str, Job],
-    job: Job,
-    store: JobStore,
-    threads: int,
-    stop_asked: Callable[[], bool],
-) -> None:
-    kind = kinds.kind(job.kind)
-    function = kinds.resolve(kind.run)
+def inputs_of(run: RunFolder, job: Job, among: Mapping[str, Job]) -> dict[str, tuple[Input, ...]]:
+    """What the needed jobs left, by the names of their stages."""
     inputs: dict[str, tuple[Input, ...]] = {}
     for need in job.needs:
         given = Input(job=among[need], folder=run.artifacts(need), records_path=run.records(need))
         inputs[given.job.stage] = (*inputs.get(given.job.stage, ()), given)
-    context = StageContext(
-        job=job,
-        folder=run.artifacts(job.id),
-        inputs=inputs,
-        threads=threads,
-        seed=seed_of(plan.seed, job),
-        asked_device=plan.device,
-        recorder=store,
-        stop_asked=stop_asked,
-    )
+    return inputs
+
+
+def _run_stage(job: Job, context: StageContext) -> None:
+    kind = kinds.kind(job.kind)
+    function = kinds.resolve(kind.run)
     params: Any = kind.params.model_validate(dict(job.params))
-    with _deterministic(threads):
+    with _deterministic(context.threads):
         function(params, context)
+
+
+class _StopAsked:
+    """Whether a signal, the engine, or a file in the run folder asks to stop: remote workers hear no signal."""
+
+    def __init__(self, run: RunFolder, asked: Callable[[], bool]) -> None:
+        self.path, self.asked, self.looked = run.stop_path, asked, float("-inf")
+
+    def __call__(self) -> bool:
+        if self.asked():
+            return True
+        now = time.monotonic()
+        if now - self.looked < SECONDS_BETWEEN_LOOKS_FOR_STOP:
+            return False
+        self.looked = now
+        return self.path.exists()
 
 
 @contextlib.contextmanager
@@ -142,33 +164,55 @@ def _failure(call: JobCall, error: Exception) -> Outcome:
 def main(arguments: list[str] | None = None) -> int:
     """Run one job in this process and print its outcome, one line of JSON, on the standard output it was started with.
 
-    All that the stage prints goes to standard error, which the engine sends to the job's log.
+    All that the stage prints goes to standard error, which the engine sends to the job's log. One of several processes
+    leaves its outcome in the folder `--answers` instead, under its rank, and stops when a file `stop` comes there.
     """
+    call, parent, answers = arguments_of(arguments)
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    if answers is not None:
+        parent = os.getppid()  # the agent of `torchrun`
+    if parent is not None:
+        die_with(parent)
+    answer = answering()
+    outcome = execute(call, lambda: asked.is_set() or (answers is not None and (answers / "stop").exists()))
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    if answers is None:
+        os.write(answer, outcome.to_json().encode())
+    else:
+        write_atomically(answers / f"{os.environ['RANK']}.json", outcome.to_json())
+    return 0 if outcome.state == "done" else 4
+
+
+def arguments_of(arguments: list[str] | None) -> tuple[JobCall, int | None, Path | None]:
+    """The call, the process to end with, and where one of several leaves its answer, from a command line."""
     parser = argparse.ArgumentParser(prog="python -m stepwell.engine.worker")
     parser.add_argument("folder", type=Path, metavar="RUN")
     parser.add_argument("job", metavar="JOB")
     parser.add_argument("--fingerprint", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--parent", type=int, help="end when this process is gone")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
+    parser.add_argument("--answers", type=Path, help="of one of several: the folder where its outcome goes")
     given = parser.parse_args(arguments)
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
-    if given.parent is not None:
-        _die_with(given.parent)
+    folder = str(given.folder.absolute())
+    call = JobCall(
+        folder=folder, job=given.job, fingerprint=given.fingerprint, threads=given.threads, ranks=given.ranks
+    )
+    return call, given.parent, given.answers
+
+
+def answering() -> int:
+    """A descriptor of the standard output; what is printed from now on goes to standard error."""
     answer = os.dup(1)
     os.set_inheritable(answer, False)
     os.dup2(2, 1)
-    folder = str(given.folder.absolute())
-    call = JobCall(folder=folder, job=given.job, fingerprint=given.fingerprint, threads=given.threads)
-    outcome = execute(call, asked.is_set)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os.write(answer, outcome.to_json().encode())
-    return 0 if outcome.state == "done" else 4
+    return answer
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End this process when its parent ends: by the kernel on Linux, by looking each second elsewhere too."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -44,6 +44,7 @@ def fit(
     bars: Mapping[str, Mapping[str, float]] | None = None,
     impossible: Literal["raise", "record"] = "raise",
     resume: Iterable[Ended] = (),
+    failed: Mapping[str, str] | None = None,
     finished: Finished | None = None,
     stop: Callable[[], bool] | None = None,
     keep: bool = True,
@@ -70,9 +71,10 @@ def fit(
         impossible: what to do with a problem that cannot be fitted (empty, too long, unknown token, ...).
         resume: restarts that came to an end earlier, as `finished` got them or `Fitted.ended` gives them; they are not
             run again.
+        failed: problem id -> an error that ended every try; it is not tried again, and recorded as `failed`.
         finished: called with each restart that ends now, and its vectors (K, D) on the CPU; what it raises ends the
             fit.
-        stop: asked at each look; True = end now, and record what was not finished as `stopped`.
+        stop: asked first and at each look; True = end now, and record what was not finished as `stopped`.
         keep: whether the vectors are in the result. Without, memory does not grow with the number of problems, and
             `finished` has to store them.
         check: run `self_test` first, once a model.
@@ -107,7 +109,7 @@ def fit(
         stop=stop or (lambda: False), keep=keep,
     )  # fmt: skip
     with frozen(backbone):
-        return engine.run(made, faults, tuple(resume))
+        return engine.run(made, faults, failed or {}, tuple(resume))
 
 
 def _require_self_test(backbone: Any) -> None:
@@ -180,15 +182,15 @@ class _Engine:
         self.records: dict[tuple[str, int], Record] = {}
         self.vectors: dict[str, Tensor] = {}
 
-    def run(self, problems: Sequence[Problem], faults: Mapping[str, str], resume: Sequence[Ended]) -> Fitted:
+    def run(
+        self, problems: Sequence[Problem], faults: Mapping[str, str], failed: Mapping[str, str], resume: Sequence[Ended]
+    ) -> Fitted:
         points = self._points(problems)
-        self._queue(problems, faults, resume)
-        while self._fill(points):
+        self._queue(problems, faults, failed, resume)
+        while not self.stop() and self._fill(points):
             for _ in range(self.look_every):
                 self._step()
             self._look()
-            if self.stop():
-                break
         self._leave("stopped")
         order = [(problem.id, restart) for problem in problems for restart in range(self.recipe.restarts)]
         stops = sorted({target.ids[-1] for problem in problems for target in problem.targets if target.ids})
@@ -207,13 +209,17 @@ class _Engine:
 
     # Cases come.
 
-    def _queue(self, problems: Sequence[Problem], faults: Mapping[str, str], resume: Sequence[Ended]) -> None:
+    def _queue(
+        self, problems: Sequence[Problem], faults: Mapping[str, str], failed: Mapping[str, str], resume: Sequence[Ended]
+    ) -> None:
         old = {(record.id, record.restart): (record, vectors) for record, vectors in resume}
         for problem in problems:
             for restart in range(self.recipe.restarts):
                 case = self._case(problem, restart)
                 if problem.id in faults:
                     self._record(case, self._empty(case, "impossible", faults[problem.id]))
+                elif problem.id in failed:
+                    self._record(case, self._empty(case, "failed", failed[problem.id]))
                 elif (known := old.get((problem.id, restart))) is None:
                     self.waiting.append(case)
                     if self.recipe.until_exact:

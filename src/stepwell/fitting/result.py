@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -24,7 +25,7 @@ from stepwell.fitting.recipe import FitRecipe
 from stepwell.latents.prompt import Problem, begins
 from stepwell.shapes import Backbone
 
-End = Literal["exact", "steps", "not finite", "not needed", "stopped", "impossible"]
+End = Literal["exact", "steps", "not finite", "not needed", "stopped", "impossible", "failed"]
 FINAL: frozenset[str] = frozenset({"exact", "steps", "not finite"})
 
 
@@ -39,7 +40,8 @@ class Record:
         id, restart, seed: whose; the seed is a hash of the run's seed, the problem's id and the restart.
         identity: fingerprint of what was fitted and how: context, targets, mode vectors, recipe and slots.
         end: `exact` (every mode held), `steps` (all taken), `not finite`, `not needed` (an earlier restart was exact),
-            `stopped` (the caller asked), `impossible` (`detail` says why).
+            `stopped` (the caller asked), `impossible` (`detail` says why), `failed` (an error each time that it was
+            tried; `detail` holds it).
         steps: updates made.
         nats: mode -> mean nats a token of the final vectors, EOS included, at temperature 1.
         exact: mode -> whether every token, EOS included, leads all others, so that greedy decoding writes the target.
@@ -120,9 +122,16 @@ class Fitted:
 
     def of(self, id: str) -> tuple[Record, ...]:
         """The records of one problem. Raises StepwellError where there is none."""
-        found = tuple(record for record in self.records if record.id == id)
+        found = tuple(self._by_id.get(id, ()))
         if not found:
             raise StepwellError(f"there is no problem `{id}` in this fit", "its records name the problems")
+        return found
+
+    @cached_property
+    def _by_id(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.id, []).append(record)
         return found
 
     def best(self, id: str) -> Record:

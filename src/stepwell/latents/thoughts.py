@@ -73,6 +73,11 @@ class Batch:
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many parts of its rows, or fewer; columns stay, so that each row is computed as it was."""
+        cut = {name: value.chunk(count) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return [replace(self, **dict(zip(cut, part, strict=True))) for part in zip(*cut.values(), strict=True)]
+
     def inputs(self) -> Batch:
         """All columns but the last, which has nothing left to predict: what a loss needs to compute."""
         return replace(self, **{name: getattr(self, name)[:, :-1] for name in ("ids", "mask", "latent", "labels")})

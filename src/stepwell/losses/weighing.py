@@ -12,6 +12,7 @@ from torch import Tensor
 from stepwell.errors import StepwellError
 from stepwell.losses.specs import LossWeights
 from stepwell.losses.summed import Summed
+from stepwell.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Step:
 
     def __init__(self, weighing: Weighing, scheduled: Mapping[str, float], counts: dict[str, int]) -> None:
         self._weighing, self._scheduled, self._counts = weighing, scheduled, counts
-        self._weights: dict[str, float] | None = None
+        self._weights = self._balanced({}) if self.is_weighed else None
         self._sums: dict[str, Tensor] = {}
         self._seen = dict.fromkeys(counts, 0)
 
@@ -130,18 +131,37 @@ class Step:
             raise StepwellError("a micro-batch has no element of any loss", "leave empty batches out")
         return sum(parts[1:], parts[0])
 
-    def close(self) -> Logged:
+    @property
+    def is_weighed(self) -> bool:
+        """Whether the weights are known, or have to be measured on the first micro-batch."""
+        weighing = self._weighing
+        return weighing.weights.balance == "fixed" or all(
+            weighing.running_mean(name) is not None for name in self._scheduled
+        )
+
+    def measure(self, terms: Mapping[str, Summed]) -> None:
+        """Weigh by the step's first micro-batch, in each of several processes: not every one computes it."""
+        self._weights = self._balanced(terms)
+
+    def close(self, ranks: Ranks | None = None) -> Logged:
         """What the step's losses were; the running means learn of them.
+
+        Args:
+            ranks: processes that shared the step's micro-batches.
 
         Raises:
             StepwellError: no micro-batch came, or their elements do not add up to what was counted.
         """
-        if self._weights is None or self._seen != self._counts:
+        names = list(self._counts)
+        told = [*(float(self._sums.get(name, 0.0)) for name in names), *(float(self._seen[name]) for name in names)]
+        told = (ranks or Ranks()).add_up((), told)
+        sums, seen = dict(zip(names, told, strict=False)), dict(zip(names, map(int, told[len(names) :]), strict=True))
+        if self._weights is None or seen != self._counts:
             raise StepwellError(
-                f"the micro-batches had {self._seen} elements, and {self._counts} were counted for the step",
+                f"the micro-batches had {seen} elements, and {self._counts} were counted for the step",
                 "count the elements of every term over all micro-batches of the step beforehand",
             )
-        means = {n: float(self._sums[n]) / count if count else None for n, count in self._counts.items()}
+        means = {n: sums[n] / count if count else None for n, count in self._counts.items()}
         self._weighing.observe(means)
         weighted = {n: None if mean is None else self._weights[n] * mean for n, mean in means.items()}
         loss = sum(value for value in weighted.values() if value is not None)

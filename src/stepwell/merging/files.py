@@ -10,9 +10,11 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, Self
 
 import torch
@@ -24,6 +26,8 @@ from stepwell.models import check_folder
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the format's own library."""
+FLUSHED_SECONDS = 0.2
+"""What was written is sent to the disk so often, for waiting for all of it at the end would take longer."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -133,6 +137,7 @@ class Weights:
         self.entries = {entry.name: entry for entry in entries}
         self.metadata = dict(metadata)
         self._files: dict[Path, int] = {}
+        self._opening = Lock()
 
     @classmethod
     def of_model(cls, folder: Path) -> Self:
@@ -173,15 +178,16 @@ class Weights:
         self._files.clear()
 
     def read_into(self, entry: Entry, row: int, buffer: Tensor) -> None:
-        """Fill a uint8 buffer with the bytes of a tensor from some row on.
+        """Fill a uint8 buffer with the bytes of a tensor from some row on; threads may do so at once.
 
         Raises:
             StepwellError: the file ends before that.
         """
         view, offset = buffer.numpy().data, entry.start + row * entry.row_bytes
-        descriptor = self._files.get(entry.file)
-        if descriptor is None:
-            descriptor = self._files[entry.file] = os.open(entry.file, os.O_RDONLY)
+        with self._opening:
+            descriptor = self._files.get(entry.file)
+            if descriptor is None:
+                descriptor = self._files[entry.file] = os.open(entry.file, os.O_RDONLY)
         while view:
             read = os.preadv(descriptor, [view], offset)
             if not read:
@@ -212,7 +218,7 @@ def _model_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def writing(file: Path, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> Iterator[Any]:
-    """A new safetensors file, open behind its header; the bytes of the tensors are written in this order.
+    """A new safetensors file, open behind its header; the bytes of the tensors lie in this order. Flushed at the end.
 
     Args:
         file: is created.
@@ -229,11 +235,28 @@ def writing(file: Path, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> It
         offset = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
-    with ExitStack() as stack:
-        opened = stack.enter_context(file.open("wb", buffering=0))
+    with file.open("wb", buffering=0) as opened, _flushing(opened.fileno()):
         opened.write(len(text).to_bytes(8, "little") + text)
         yield opened
-        os.fsync(opened.fileno())
     wanted, found = 8 + len(text) + offset, file.stat().st_size
     if found != wanted:
         raise StepwellError(f"{found} bytes were written, not {wanted}", "free space and merge again", path=file)
+
+
+@contextmanager
+def _flushing(descriptor: int) -> Iterator[None]:
+    """What is written in the block goes to the disk meanwhile; all of it is there at the end."""
+    ended = Event()
+
+    def flush() -> None:
+        while not ended.wait(FLUSHED_SECONDS):
+            os.fsync(descriptor)
+        os.fsync(descriptor)
+
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(flush)
+        try:
+            yield
+        finally:
+            ended.set()
+        flushed.result()  # a write that failed is told to one fsync only, whichever came first

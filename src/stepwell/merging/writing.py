@@ -1,17 +1,19 @@
 """The merged weights, written tensor by tensor: hashed as they are read and as they are written, and measured.
 
-Hashes are computed by two threads beside the arithmetic, so that on two cores they cost little time.
+Each thread takes a tensor through all of it, some rows at a time: nothing is handed over, and rows that have been read
+stay in its core's cache until they are written.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import deque
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +21,17 @@ import torch
 from torch import Tensor
 
 from stepwell.errors import StepwellError
-from stepwell.merging.arithmetic import Chunk, Merger, Product, chunk_rows, largest_chunk, squares_of
+from stepwell.merging.arithmetic import Merger, Product, chunk_rows, squares_of
 from stepwell.merging.base import hash_of, new_hash
-from stepwell.merging.files import DTYPES, FLOATS, INDEX, SINGLE, Entry, writing
+from stepwell.merging.files import DTYPES, FLOATS, INDEX, SINGLE, Entry, Weights, entry_bytes, writing
 from stepwell.merging.matching import Output
 
 Precision = Literal["fp32", "bf16", "fp16"]
 STORED: Mapping[Precision, str] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
-BUFFERS = 3
+THREADS = 4
+"""Tensors that are written at once, where there are so many cores."""
 MEASURED = 16
-"""What the cast takes away is measured in every 16th row, at least 64 rows of a chunk: to a percent or so of itself."""
+"""What the cast takes away is measured in every 16th row, but in 64 rows at least: to a percent or so of itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +110,16 @@ def write_weights(
     shards: dict[str, list[Output]] = {}
     for output in outputs:
         shards.setdefault(merger.base.entries[output.source].file.name, []).append(output)
-    with ExitStack() as stack:
-        stack.enter_context(_one_thread())
-        writer = _Writer(merger, precision, stack)
-        for name, held in shards.items():
-            _write_file(writer, held, folder / name)
+    with _one_thread():
+        done = [one for name, held in shards.items() for one in _write_file(merger, held, folder / name, precision)]
     used = {output.source for output in outputs}
     left = {name: hash_of(merger.base, entry) for name, entry in merger.base.entries.items() if name not in used}
     if set(shards) != {SINGLE}:
-        _write_index(writer, shards, folder)
+        _write_index(merger.base, shards, folder, precision)
     return Written(
-        base_hashes={name: digest.hexdigest() for name, digest in writer.read.items()} | left,
-        hashes={name: digest.hexdigest() for name, digest in writer.written.items()},
-        changes=tuple(writer.changes),
+        base_hashes={one.output.source: one.read for one in done} | left,
+        hashes={one.output.place: one.written for one in done},
+        changes=tuple(one.change for one in done if one.change is not None),
     )
 
 
@@ -134,133 +134,108 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _write_file(writer: _Writer, outputs: Sequence[Output], file: Path) -> None:
-    entries = [writer.merger.base.entries[output.source] for output in outputs]
-    tensors = [(output.place, stored_as(entry, writer.precision), entry.shape)
-               for output, entry in zip(outputs, entries, strict=True)]  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """One tensor: its hash in the base, and as it was written."""
+
+    output: Output
+    read: str
+    written: str
+    change: Change | None
+
+
+def _write_file(merger: Merger, outputs: Sequence[Output], file: Path, precision: Precision | None) -> list[_Done]:
+    entries = {output.place: merger.base.entries[output.source] for output in outputs}
+    dtypes = {place: stored_as(entry, precision) for place, entry in entries.items()}
     # Wider dtypes first, so that each tensor begins at a multiple of its width.
-    order = sorted(range(len(tensors)), key=lambda index: -DTYPES[tensors[index][1]].itemsize)
-    with writing(file, [tensors[index] for index in order]) as opened:
-        for index in order:
-            writer.write(outputs[index], opened)
-        writer.finish()
+    order = sorted(outputs, key=lambda output: -DTYPES[dtypes[output.place]].itemsize)
+    tensors = [(output.place, dtypes[output.place], entries[output.place].shape) for output in order]
+    with writing(file, tensors) as opened, ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        sizes = (entry_bytes(dtype, shape) for _, dtype, shape in tensors)
+        places = [_Place(opened.fileno(), offset) for offset in accumulate(sizes, initial=opened.tell())]
+
+        def write(output: Output, place: _Place) -> _Done:
+            return _write(merger, output, dtypes[output.place], place)
+
+        # Where one raises, those that have not begun do not begin.
+        return list(pool.map(write, order, places))
 
 
-def _write_index(writer: _Writer, shards: Mapping[str, Sequence[Output]], folder: Path) -> None:
-    entries = writer.merger.base.entries
+def _write_index(
+    base: Weights, shards: Mapping[str, Sequence[Output]], folder: Path, precision: Precision | None
+) -> None:
+    entries = [base.entries[output.source] for held in shards.values() for output in held]
+    total = sum(entry_bytes(stored_as(entry, precision), entry.shape) for entry in entries)
     weight_map = {output.place: name for name, held in shards.items() for output in held}
-    total = sum(
-        entries[output.source].bytes // entries[output.source].torch_dtype.itemsize
-        * DTYPES[stored_as(entries[output.source], writer.precision)].itemsize
-        for held in shards.values() for output in held
-    )  # fmt: skip
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-class _Ring:
-    """Buffers that are used in turn, each again when what was done with it is done."""
+class _Place:
+    """Where the next bytes of one tensor go."""
 
-    def __init__(self, count: int, size: int) -> None:
-        self.buffers = deque(torch.empty(size, dtype=torch.uint8) for _ in range(count))
-        self.work: deque[list[Future[None]]] = deque([] for _ in range(count))
+    def __init__(self, descriptor: int, offset: int) -> None:
+        self.descriptor, self.offset = descriptor, offset
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return self
-
-    def __next__(self) -> Tensor:
-        self.buffers.rotate(1)
-        self.work.rotate(1)
-        self.wait()
-        return self.buffers[0]
-
-    def wait(self) -> None:
-        for future in self.work[0]:
-            future.result()
-        self.work[0].clear()
+    def put(self, buffer: Tensor) -> None:
+        view = buffer.numpy().data
+        while view:
+            count = os.pwrite(self.descriptor, view, self.offset)
+            view, self.offset = view[count:], self.offset + count
 
 
-class _Writer:
-    def __init__(self, merger: Merger, precision: Precision | None, stack: ExitStack) -> None:
-        self.merger = merger
-        self.precision: Precision | None = precision
-        entries = merger.base.entries.values()
-        most = max((min(chunk_rows(entry), entry.rows) * entry.row_bytes // entry.torch_dtype.itemsize
-                    * DTYPES[stored_as(entry, precision)].itemsize for entry in entries), default=0)  # fmt: skip
-        self.raw, self.out = _Ring(BUFFERS, largest_chunk(merger.base)), _Ring(BUFFERS, most)
-        # One thread each, so that what is added to a hash is added in order.
-        self.reading, self.hashing, self.writing = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
-        self.read: dict[str, Any] = {}
-        self.written: dict[str, Any] = {}
-        self.changes: list[Change] = []
-
-    def finish(self) -> None:
-        """Wait until all that was begun is done."""
-        for ring in (self.raw, self.out):
-            for _ in range(BUFFERS):
-                next(ring)
-
-    def write(self, output: Output, file: Any) -> None:
-        entry = self.merger.base.entries[output.source]
-        dtype = stored_as(entry, self.precision)
-        digest = None if entry.name in self.read else self.read.setdefault(entry.name, new_hash(entry))
-        if output.edit is None and dtype == entry.dtype and entry.name not in self.merger.four_bit:
-            self._copy(entry, digest, file)
-            self.written[output.place] = self.read[entry.name]
-            return
-        self.written[output.place] = new_hash(entry, dtype)
-        products = self.merger.products(output)
-        squares = torch.zeros(3, dtype=torch.float64)
-        direct = _known_delta(output, products)
-        for chunk in self.merger.chunks(output, products, self.raw, in_place=direct is not None):
-            if digest is not None:
-                self.raw.work[0].append(self.reading.submit(digest.update, chunk.raw.numpy().data))
-            squares += self._cast(output, chunk, dtype, direct is None, file)
-        norms = squares.sqrt().tolist()
-        if output.edit is not None:
-            self.changes.append(
-                Change(name=output.place, base_norm=norms[0], lost_norm=norms[2],
-                       delta_norm=norms[1] if direct is None else direct)
-            )  # fmt: skip
-
-    def _copy(self, entry: Entry, digest: Any, file: Any) -> None:
-        rows = chunk_rows(entry)
-        for start in range(0, entry.rows, rows):
-            buffer = next(self.raw)[: (min(start + rows, entry.rows) - start) * entry.row_bytes]
-            self.merger.base.read_into(entry, start, buffer)
-            if digest is not None:
-                self.raw.work[0].append(self.reading.submit(digest.update, buffer.numpy().data))
-            self.raw.work[0].append(self.writing.submit(_put, file, buffer))
-
-    def _cast(self, output: Output, chunk: Chunk, dtype: str, measured: bool, file: Any) -> Tensor:
-        """Cast a chunk, hash and write it; squared norms of base, change and loss."""
+def _write(merger: Merger, output: Output, dtype: str, place: _Place) -> _Done:
+    entry = merger.base.entries[output.source]
+    if output.edit is None and dtype == entry.dtype and entry.name not in merger.four_bit:
+        copied = _copy(merger.base, entry, place)
+        return _Done(output=output, read=copied, written=copied, change=None)
+    products = merger.products(output)
+    direct = _known_delta(output, products)
+    read, written = new_hash(entry), new_hash(entry, dtype)
+    out = torch.empty(min(chunk_rows(entry), entry.rows), *entry.row_shape, dtype=DTYPES[dtype])
+    step = min(MEASURED, max(1, entry.rows // 64))
+    base = delta = lost = 0.0
+    for chunk in merger.chunks(output, products, in_place=direct is not None):
         merged = chunk.merged
-        buffer = next(self.out)[: merged.numel() * DTYPES[dtype].itemsize]
-        cast = buffer.view(DTYPES[dtype]).view(merged.shape).copy_(merged)
-        self.out.work[0].append(self.hashing.submit(self.written[output.place].update, buffer.numpy().data))
-        self.out.work[0].append(self.writing.submit(_put, file, buffer))
-        # bf16 and fp32 reach as far as each other: only fp16 can lose what is finite in fp32.
-        if not math.isfinite(squares_of(cast.float() if dtype == "F16" else merged)):
-            raise StepwellError(
-                f"{output.place} is not finite after the merge, as {dtype}",
-                "look at the adapter (`stepwell audit adapter`); where only the dtype is too narrow, take --dtype fp32",
-            )
-        if output.edit is None:
-            return torch.zeros(3, dtype=torch.float64)
-        delta = squares_of(merged - chunk.base) if measured else 0.0
-        step = min(MEASURED, max(1, len(merged) // 64))
-        some = merged[::step]
-        lost = squares_of(some - cast[::step].float()) * len(merged) / len(some)
-        return torch.tensor([chunk.base_squares, delta, lost], dtype=torch.float64)
+        cast = out[: len(merged)].copy_(merged)
+        _check_finite(merged, cast, output, dtype)
+        read.update(chunk.raw.numpy().data)
+        raw = cast.view(-1).view(torch.uint8)
+        written.update(raw.numpy().data)
+        place.put(raw)
+        if output.edit is not None:
+            some = merged[::step]
+            base += chunk.base_squares
+            lost += squares_of(some - cast[::step].float()) * len(merged) / len(some)
+            delta += squares_of(merged - chunk.base) if direct is None else 0.0
+    change = Change(name=output.place, base_norm=base**0.5, lost_norm=lost**0.5,
+                    delta_norm=delta**0.5 if direct is None else direct)  # fmt: skip
+    return _Done(output=output, read=read.hexdigest(), written=written.hexdigest(),
+                 change=None if output.edit is None else change)  # fmt: skip
+
+
+def _copy(base: Weights, entry: Entry, place: _Place) -> str:
+    """Write a tensor as it is; its hash."""
+    digest, rows = new_hash(entry), chunk_rows(entry)
+    buffer = torch.empty(min(rows, entry.rows) * entry.row_bytes, dtype=torch.uint8)
+    for start in range(0, entry.rows, rows):
+        part = buffer[: (min(start + rows, entry.rows) - start) * entry.row_bytes]
+        base.read_into(entry, start, part)
+        digest.update(part.numpy().data)
+        place.put(part)
+    return digest.hexdigest()
+
+
+def _check_finite(merged: Tensor, cast: Tensor, output: Output, dtype: str) -> None:
+    # bf16 and fp32 reach as far as each other: only fp16 can lose what is finite in fp32.
+    if not math.isfinite(squares_of(cast.float() if dtype == "F16" else merged)):
+        raise StepwellError(
+            f"{output.place} is not finite after the merge, as {dtype}",
+            "look at the adapter (`stepwell audit adapter`); where only the dtype is too narrow, take --dtype fp32",
+        )
 
 
 def _known_delta(output: Output, products: Sequence[Product]) -> float | None:
     """The norm of the change where it is that of a product; None where it has to be measured."""
     plain = output.edit is not None and output.edit.saved is None and not output.edit.biases and len(products) == 1
     return products[0].norm() if plain and products[0].magnitude is None else None
-
-
-def _put(file: Any, buffer: Tensor) -> None:
-    view = buffer.numpy().data
-    while view:
-        view = view[file.write(view) :]

@@ -26,7 +26,7 @@ def checked(plan: Plan, source: Source | None = None) -> Plan:
     import stepwell.studies  # noqa: F401 registers the shipped kinds
 
     raw = plan.model_dump(mode="json")
-    for check in (_extensions, _names, _stages, _cycles, _kinds, _gates):
+    for check in (_extensions, _names, _budget, _stages, _cycles, _kinds, _engine, _gates):
         # Each check may rely on what the ones before it found sound.
         raise_for(list(check(plan)), source, raw, f"plan {plan.study}")
     return plan
@@ -56,6 +56,12 @@ def _names(plan: Plan) -> Iterator[Problem]:
             yield Problem(
                 ("stages", index, "name"), f"`{stage.name}` is a key of the plan; give the stage another name"
             )
+
+
+def _budget(plan: Plan) -> Iterator[Problem]:
+    if plan.budget is not None and plan.budget.price is not None and not plan.hourly_price:
+        found = "is not given" if plan.hourly_price is None else "is 0"
+        yield Problem(("budget", "price"), f"hours cannot be told from a price: `hourly_price` {found}")
 
 
 def _stages(plan: Plan) -> Iterator[Problem]:
@@ -177,6 +183,16 @@ def _needs_match(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:
             if lacking:
                 text = f"stage {need} has no job with {axis} {listed(lacking)}; its {axis}: {listed(theirs[axis])}"
                 yield Problem((*at, "needs", position), text)
+
+
+def _engine(plan: Plan) -> Iterator[Problem]:
+    for stage in plan.stages:
+        if plan.devices > 1 and plan.engine == "inline" and kinds.kind(stage.kind).parallel == "ranks":
+            cause = f"{stage.name} is to train on {plan.devices} devices, and one process has one; take engine=process"
+            yield Problem(("engine",), cause)
+            return
+    if plan.shard and plan.devices == 1:
+        yield Problem(("shard",), "a model is held in parts by several processes: set `devices` to 2 at least")
 
 
 def _gates(plan: Plan) -> Iterator[Problem]:

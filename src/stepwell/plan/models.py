@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stepwell.plan.options import RayOptions, SlurmOptions
 from stepwell.spec import Scalar, Scalars, Spec
 
 Decision = Literal["go", "no-go", "inconclusive"]
@@ -207,6 +208,24 @@ class StageSpec(Spec):
     params: dict[str, Any] = Field(default_factory=dict)
 
 
+class Budget(Spec):
+    """What a run may spend in all its sessions. It stops before it passes the smaller of the two.
+
+    Args:
+        hours: hours of one device held: 8 devices for an hour are 8.
+        price: in the plan's currency, at its hourly price.
+    """
+
+    hours: float | None = Field(default=None, gt=0)
+    price: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.hours is None and self.price is None:
+            raise ValueError("a budget has `hours`, `price` or both")
+        return self
+
+
 class Plan(Spec):
     """A whole study at one rung.
 
@@ -214,10 +233,15 @@ class Plan(Spec):
         scope: what the findings of this rung are about, and what does not carry over; shown beside the answer.
         seed: of the whole study; each job's own seed is derived from it.
         axes: named lists of values that stages may expand over.
-        engine: where jobs run: in this process, or each in its own.
+        engine: where jobs run: in this process, each in one of its own, as tasks of a Ray cluster, as jobs of SLURM.
+        ray: which cluster `engine: ray` uses, and how.
+        slurm: what `engine: slurm` asks of the queue.
         workers: jobs at a time.
+        devices: of one job, where its kind can use several: processes of one training, or workers over its items.
+        shard: whether the processes of one training hold the frozen model in parts (FSDP2) instead of whole.
         threads_per_job: CPU threads each job may use; part of a job's identity, for sums depend on it.
         hourly_price: price of one hour of the device, in `currency`; None where unknown.
+        budget: what the run may spend; no part of a job's identity, so that it can be raised.
         device: `auto`, `cpu`, `cuda`, `mps`.
         extensions: modules of your own that register stage kinds when imported, here and in each worker.
     """
@@ -229,15 +253,25 @@ class Plan(Spec):
     scope: str = ""
     seed: int = Field(default=0, ge=0)
     axes: dict[Name, Scalars] = Field(default_factory=dict)
-    engine: Literal["inline", "process"] = "inline"
+    engine: Literal["inline", "process", "ray", "slurm"] = "inline"
+    ray: RayOptions = RayOptions()
+    slurm: SlurmOptions = SlurmOptions()
     workers: int = Field(default=1, ge=1)
+    devices: int = Field(default=1, ge=1)
+    shard: bool = False
     threads_per_job: int = Field(default=1, ge=1)
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     gates: tuple[GateSpec, ...] = ()
     hourly_price: float | None = Field(default=None, ge=0)
     currency: str = "USD"
+    budget: Budget | None = None
     device: str = "auto"
     extensions: tuple[str, ...] = ()
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether all jobs share the devices of this machine; under the other engines each job holds its own."""
+        return self.engine in ("inline", "process")
 
     def stage(self, name: str) -> StageSpec:
         """The stage of this name; KeyError when there is none."""

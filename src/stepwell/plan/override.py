@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from stepwell.errors import StepwellError
-from stepwell.plan.models import Criterion, GateSpec, Plan, StageSpec
+from stepwell.plan.models import Budget, Criterion, GateSpec, Plan, StageSpec
+from stepwell.plan.options import RayOptions, SlurmOptions
 from stepwell.plan.problems import listed, near, shown
 from stepwell.plan.source import Keys, Place, Source, dotted
+from stepwell.spec import Spec
 
 STAGE_KEYS = frozenset(StageSpec.model_fields) - {"name", "params"}
 PLAN_KEYS = tuple(key for key in Plan.model_fields if key not in ("rung", "stages", "gates", "axes"))
+PARTS: dict[str | int, type[Spec]] = {"budget": Budget, "ray": RayOptions, "slurm": SlurmOptions}
 
 
 def apply(source: Source, key: str, value: Source, place: Place) -> None:
@@ -63,6 +66,8 @@ def _resolve(data: dict[str, Any], key: str, place: Place) -> Keys:
         raise _unknown(f"{key} is a stage; say which of its parameters: {key}.PARAMETER", place)
     if first in PLAN_KEYS and not rest:
         return (first,)
+    if first in PARTS and rest and rest[0] in PARTS[first].model_fields:
+        return (first, *rest)
     allowed = [*(f"{name}.…" for name in stages), "gates.…", "axes.…", *PLAN_KEYS]
     candidates = [*stages, "gates", "axes", *PLAN_KEYS]
     raise _unknown(f"unknown key `{key}`; allowed: {listed(allowed)}{near(first, candidates)}", place)

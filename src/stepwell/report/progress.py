@@ -11,6 +11,7 @@ from datetime import datetime
 
 from stepwell.report.cells import Cell, Column, Row, Section, Table, Tone, dash, digits_of, joined, number, plural
 from stepwell.report.folder import Record, RunData
+from stepwell.report.spending import spending_table, spent_hours
 from stepwell.report.verdicts import verdict_rows
 
 ENDS = {
@@ -161,7 +162,7 @@ def _lacking(jobs: list[str], state: str, reason: str) -> str:
 
 
 def cost_section(data: RunData) -> Section:
-    """Seconds and CPU seconds of each stage; the sum, the price, and the estimate made before."""
+    """Seconds and CPU seconds of each stage; the sum, the price, and the estimate made before, by stage too."""
     facts = job_facts(data)
     stages: dict[str, list[JobFacts]] = {}
     for job, told in facts.items():
@@ -184,11 +185,12 @@ def cost_section(data: RunData) -> Section:
         Column(name="time", note="s, summed", numeric=True),
         Column(name="CPU time", note="s, summed", numeric=True),
     )
+    compared = spending_table(data) if rows else None
     return Section(
         key="cost",
         title="Cost",
         lines=tuple(_cost_lines(data, facts)) if rows else (),
-        tables=(Table(title="", columns=columns, rows=rows),) if rows else (),
+        tables=(*((Table(title="", columns=columns, rows=rows),) if rows else ()), *((compared,) if compared else ())),
         missing="" if rows else "Nothing has run.",
     )
 
@@ -205,23 +207,24 @@ def _total(values: list[float | None], why: str) -> Cell:
 def _cost_lines(data: RunData, facts: dict[str, JobFacts]) -> Iterable[str]:
     known = [told.seconds for told in facts.values() if told.seconds is not None]
     unknown = sum(told.seconds is None and told.state == "done" for told in facts.values())
-    wall = wall_seconds(data)
+    wall, spent = wall_seconds(data), spent_hours(data)
     text = f"The jobs took {_span(sum(known))} in all" if known else "How long the jobs took is not known"
     text += f", the run {_span(wall)} on the wall" if wall is not None else ""
+    text += f"; it held {digits_of(spent)} device hours" if spent is not None else ""
     text += f"; {plural(unknown, 'job')} without a known time left out of the sum" if unknown else ""
     price, currency = data.plan.get("hourly_price"), str(data.plan.get("currency") or "")
     if price is None:
         yield f"{text}. No hourly price was given."
-    elif wall is None:
-        yield f"{text}. Without a time there is no price."
+    elif spent is None:
+        yield f"{text}. The log does not say what was held, so there is no price."
     else:
-        yield f"{text}. At {price:g} {currency} an hour that is {wall / 3600 * float(price):.2f} {currency}."
+        yield f"{text}. At {price:g} {currency} an hour that is {spent * float(price):.2f} {currency}."
     estimates = [event for event in data.events if event.get("event") == "estimate" and event.get("hours") is not None]
     if not estimates:
         yield "No estimate was logged before the run."
         return
     told = estimates[-1]
-    ratio = f"; the run took {digits_of(wall / 3600 / told['hours'], 2)} times that" if wall and told["hours"] else ""
+    ratio = f"; it came to {digits_of(spent / told['hours'], 2)} times that" if spent and told["hours"] else ""
     amount = f" and {told['price']:.2f} {currency}" if told.get("price") is not None else ""
     device = f" on {told['device']}" if told.get("device") else ""
     yield f"Estimated before the run: {_span(3600 * told['hours'])}{amount}{device}{ratio}."

@@ -54,9 +54,11 @@ def run(plan: Plan, folder: Path | str, *, override: str | None = None, needed_b
             identities = job_fingerprints(plan, among)
             files = {path for stage in plan.stages for _, path in data_files(params_of(stage))}
             where.write_environment(plan, {job.id: seed_of(plan.seed, job) for job in among}, files)
+            where.stop_path.unlink(missing_ok=True)
             if not resumed:
                 cost = estimate(plan)
-                where.event("estimate", device=cost.device.name, hours=cost.hours, price=cost.price)
+                stages = {each.stage: each.hours for each in cost.stages}
+                where.event("estimate", device=cost.device.name, hours=cost.hours, price=cost.price, stages=stages)
             return Walk(plan, among, identities, where, policy).to_the_end(resumed)
         except OSError as error:
             if not is_disk_full(error):

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepwell import __version__
+from stepwell import __version__, kinds
 from stepwell.engine import Engine, Handle, JobCall, Outcome, engine_of
 from stepwell.engine.base import log_of
 from stepwell.errors import Interrupted, StageFailed, StepwellError
 from stepwell.plan import GateSpec, Job, Plan
+from stepwell.runner.budget import Watch
 from stepwell.runner.schedule import JobState, Schedule
 from stepwell.runner.signals import StopRequest, stopping
 from stepwell.store import (
@@ -67,6 +68,7 @@ class Walk:
         self.plan, self.jobs, self.identities, self.folder, self.policy = plan, among, identities, folder, policy
         self.schedule = Schedule(plan, among)
         self.engine: Engine = engine_of(plan)
+        self.watch = Watch(plan, folder, self.engine)
         self.under_way: dict[Handle, tuple[Job, float]] = {}
         self.attempts: dict[str, int] = {}
         self.failures: list[tuple[str, Outcome]] = []
@@ -81,7 +83,7 @@ class Walk:
         )
         for job in sorted(self.folder.known_jobs() - set(self.identities)):
             self.folder.retire(job)
-        with stopping(self.engine) as request:
+        with stopping(self.engine) as request, self.watch:
             try:
                 self._loop(request)
             except KeyboardInterrupt:
@@ -93,6 +95,7 @@ class Walk:
             raise Interrupted("the run was stopped, as asked", GO_ON, path=self.folder.path)
         if self.failures:
             raise self._failure()
+        self.watch.check(self.schedule.state)
         for job in self.jobs:
             if self.schedule.state[job.id] == "skipped" and job.id in self.folder.known_jobs():
                 self.folder.retire(job.id)
@@ -103,14 +106,16 @@ class Walk:
     def _loop(self, request: StopRequest) -> None:
         while True:
             self._follow_up()
+            if self.folder.stop_path.exists() and not self.watch.asked:
+                request.count = max(1, request.count)
             if not request.count and self._start():
                 continue  # what was found done may have opened the way for more
             if not self.under_way:
                 return
-            if request.count:
+            if request.count or self.watch.asked:
                 # A worker that was just being started when the signal came has not heard of it.
-                self.engine.stop(now=request.count > 1)
-            for handle in self.engine.wait(list(self.under_way), SECONDS_BETWEEN_LOOKS):
+                self.engine.stop(now=request.count > 1 or self.watch.over)
+            for handle in self.engine.wait(list(self.under_way), self.watch.pause()):
                 self._ended(handle, request)
 
     def _follow_up(self) -> None:
@@ -136,7 +141,7 @@ class Walk:
                     continue
                 if self.folder.marker_path(job.id).exists():
                     self.folder.event("job-rerun", job=job.id, reason=fault)
-            if len(self.under_way) < self.engine.slots:
+            if len(self.under_way) < self.engine.slots and self.watch.may_begin(job, self._devices(job)):
                 self._submit(job)
         return found
 
@@ -148,19 +153,26 @@ class Walk:
             job=job.id,
             fingerprint=self.identities[job.id],
             threads=self.plan.threads_per_job,
+            ranks=self.plan.devices if kinds.kind(job.kind).parallel == "ranks" else 1,
         )
         self.schedule.state[job.id] = "running"
+        self.watch.begun(job, self._devices(job))
         self.under_way[self.engine.submit(call)] = (job, time.monotonic())
+
+    def _devices(self, job: Job) -> int:
+        """How many devices a job holds."""
+        return self.plan.devices if kinds.kind(job.kind).parallel != "none" else 1
 
     def _ended(self, handle: Handle, request: StopRequest) -> None:
         job, began = self.under_way.pop(handle)
+        self.watch.ended(job)
         outcome = handle.outcome
         assert outcome is not None
         seconds = round(time.monotonic() - began, 3)
         if outcome.state == "done":
             self.schedule.state[job.id] = "done"
             self.folder.event("job-done", job=job.id, seconds=seconds)
-        elif outcome.state == "stopped" or (outcome.state == "died" and request.count):
+        elif outcome.state == "stopped" or (outcome.state == "died" and (request.count or self.watch.asked)):
             self.schedule.state[job.id] = "stopped"
             self.folder.event("job-stopped", job=job.id, seconds=seconds)
         elif outcome.state == "died" and self.attempts[job.id] < ATTEMPTS:

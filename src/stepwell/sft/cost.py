@@ -54,16 +54,16 @@ def cost(
     Args:
         stream: its data.
         recipe: its length.
-        tokens_per_second: real tokens, of one process (`measured_throughput`, or the event `throughput`).
-        hourly_price: of all processes' devices together, in any currency.
+        tokens_per_second: real tokens, of all processes together (`measured_throughput`, the event `throughput`).
+        hourly_price: of all their devices together, in any currency.
         steps_done: optimizer steps that are behind it.
         learnt: share of the rows whose answers are learnt; in meta-learning those of the query.
     """
     lengths = [sum(row) for row in stream.corpus.lengths_of(stream.rows)]
     steps = max(0, recipe.total_steps(stream.steps_per_epoch) - steps_done)
-    share = steps * stream.batch_size * stream.micro_batches / len(stream.rows)
+    share = steps * stream.batch_size * stream.accumulation / len(stream.rows)
     tokens = round(share * sum(lengths))
-    seconds = None if tokens_per_second is None else tokens / (tokens_per_second * stream.ranks.size)
+    seconds = None if tokens_per_second is None else tokens / tokens_per_second
     return Cost(
         steps=steps,
         tokens=tokens,

@@ -20,7 +20,6 @@ from stepwell.errors import StageFailed, StepwellError
 from stepwell.objectives import IGNORE
 from stepwell.sft.model import SftModel
 from stepwell.sft.packing import PADDING, Batch
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.recipe import Anil, Maml
 from stepwell.sft.stream import mixed
 from stepwell.stage import StageContext
@@ -41,7 +40,7 @@ class MetaModel(SftModel):
     first weights and at the adapted ones, with the same dropout, and the query at the adapted ones.
 
     Args:
-        lora, ctx, accumulation, held_out, ranks: as for `SftModel`.
+        lora, ctx, held_out: as for `SftModel`.
         meta: the inner loop.
         steps: optimizer steps of the training; the last one is recorded too.
         log_every: steps between two records.
@@ -56,13 +55,11 @@ class MetaModel(SftModel):
         meta: Maml,
         *,
         ctx: StageContext,
-        accumulation: int,
         steps: int,
         log_every: int,
         held_out: Sequence[Batch] = (),
-        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(lora, ctx=ctx, accumulation=accumulation, held_out=held_out, ranks=ranks)
+        super().__init__(lora, ctx=ctx, held_out=held_out)
         self.meta, self.steps, self.log_every = meta, steps, log_every
         self._adapting = head_of(lora, meta.head_layers) if isinstance(meta, Anil) else self._parameters
         # Of the step so far: nats before and after, and tokens.
@@ -76,15 +73,9 @@ class MetaModel(SftModel):
         """The other rows of a task, its query."""
         return _rows(batch, slice(self.meta.support_rows(len(batch.ids)), None))
 
-    def objective(self, batch: Batch) -> tuple[Tensor, int]:
-        """The sum of nats over the query's tokens after adapting, and their number, of all processes together.
-
-        Raises:
-            StageFailed: as `compute`.
-        """
-        if self._meter.micro_batches == 0:
-            self._support = [0.0, 0.0, 0.0]
-        return super().objective(batch)
+    def parts(self, batch: Batch, count: int) -> list[Batch]:
+        """The task as a whole: part of it would be another task."""
+        return [batch]
 
     def compute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """The query's sum of nats () at the adapted weights, and its gradient there by each of the parameters.
@@ -155,17 +146,17 @@ class MetaModel(SftModel):
         step = int(self._module.steps) + 1
         return step % self.log_every == 0 or step == self.steps
 
-    def _end_of_step(self) -> None:
+    def stepped(self, loss: float) -> None:
+        """Write the record of the step, where it is one of those; then as `SftModel`."""
         if self._is_recorded():
-            sums = torch.tensor(self._support, device=self.backbone.device)
-            self.ranks.add_up([sums])
-            before, after, tokens = sums.tolist()
+            sums = [*self._support, float(self._meter.supervised)]
+            before, after, tokens, query_tokens = self.ctx.ranks.add_up((), sums)
             self.ctx.write(
                 "meta", step=int(self._module.steps) + 1, support_before=before / tokens, support_after=after / tokens,
-                query=self._meter.nats / self._meter.supervised, support_tokens=int(tokens),
-                query_tokens=self._meter.supervised,
+                query=loss, support_tokens=int(tokens), query_tokens=int(query_tokens),
             )  # fmt: skip
-        super()._end_of_step()
+        self._support = [0.0, 0.0, 0.0]
+        super().stepped(loss)
 
 
 def head_of(lora: LoRA, layers: int) -> tuple[nn.Parameter, ...]:

@@ -1,8 +1,7 @@
 """A backbone with LoRA as the `Model` of `stepwell.train.Training`: loss on answers only, and memory that runs out.
 
 One call of `objective` computes loss and gradient of a micro-batch, in as many pieces as fit into memory, and hands on
-a scalar whose backward pass gives that gradient. So the one training loop needs to know neither of pieces nor of other
-processes: both are sums.
+a scalar whose backward pass gives that gradient. So the one training loop needs to know nothing of pieces.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from stepwell.monitor import Alert
 from stepwell.objectives import cross_entropy, supervised
 from stepwell.sft.flags import Flags
 from stepwell.sft.packing import Batch, states
-from stepwell.sft.parallel import Ranks
+from stepwell.sft.stream import mixed
 from stepwell.stage import StageContext
 
 __all__ = ["SftModel", "need_full_precision"]
@@ -84,9 +84,7 @@ class SftModel:
     Args:
         lora: on the backbone; the base is frozen, and known by its hash.
         ctx: where events go: `oom`, `red-flag`, and now and then `throughput` in real tokens a second.
-        accumulation: micro-batches a step, of this process.
         held_out: batches for `validate`.
-        ranks: which of how many processes this is.
         base: the hash that the base must have; None = any.
         every: steps between two events of throughput.
 
@@ -99,14 +97,11 @@ class SftModel:
         lora: LoRA,
         *,
         ctx: StageContext,
-        accumulation: int,
         held_out: Sequence[Batch] = (),
-        ranks: Ranks | None = None,
         base: str | None = None,
         every: int = 10,
     ) -> None:
-        self.backbone, self.ctx, self.ranks = lora.backbone, ctx, ranks or Ranks()
-        self.accumulation, self.held_out, self.every = accumulation, held_out, every
+        self.backbone, self.ctx, self.held_out, self.every = lora.backbone, ctx, held_out, every
         found = weights_sha256(self.backbone)
         if base is not None:
             need_base(found, base)
@@ -125,30 +120,32 @@ class SftModel:
         return _hex(self._module.base)
 
     def supervised(self, batch: Batch) -> int:
-        """Tokens that are learnt in a micro-batch, of all processes together."""
-        return self.ranks.total(self.learnt(batch).supervised, self.backbone.device)
+        """Tokens that are learnt in a micro-batch."""
+        return self.learnt(batch).supervised
 
     def learnt(self, batch: Batch) -> Batch:
         """The rows of a micro-batch that the loss is over: all of them."""
         return batch
 
+    def parts(self, batch: Batch, count: int) -> list[Batch]:
+        """A micro-batch in so many parts of its rows at most, each with a dropout of its own."""
+        cut = batch.parts(-(-len(batch.ids) // count))
+        return [replace(part, seed=mixed(part.seed, number)) if number else part for number, part in enumerate(cut)]
+
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
-        """The sum of nats over the answers' tokens, and their number, of all processes together.
+        """The sum of nats over the answers' tokens, and their number.
 
         Raises:
             StageFailed: a single row does not fit into memory.
         """
         began = time.perf_counter()
         nats, gradients = self.compute(batch)
-        count = nats.new_tensor(float(self.learnt(batch).supervised))
-        self.ranks.add_up([nats, count, *gradients])
-        self._meter.add(batch, float(nats), int(count), time.perf_counter() - began)
-        if self._meter.micro_batches == self.accumulation:
-            self._end_of_step()
-        return _Known.apply(nats, gradients, *self._parameters), int(count)  # pyright: ignore[reportReturnType]
+        count = self.supervised(batch)
+        self._meter.add(batch, count, time.perf_counter() - began)
+        return _Known.apply(nats, gradients, *self._parameters), count  # pyright: ignore[reportReturnType]
 
     def compute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The sum of nats () of this process's micro-batch in fp32, and its gradient by each of the parameters."""
+        """The sum of nats () of a micro-batch in fp32, and its gradient by each of the parameters."""
         return self._in_pieces(batch, lambda pieces: self._gradients(pieces, self._parameters))
 
     def _in_pieces(self, batch: Batch, work: Callable[[list[Batch]], Result]) -> Result:
@@ -229,14 +226,17 @@ class SftModel:
             nats, right, n = nats + float(value), right + int((logits.argmax(-1) == targets).sum()), n + count
         return nats, right, n
 
-    def _end_of_step(self) -> None:
+    def stepped(self, loss: float) -> None:
+        """Look for red flags in a step's mean loss and its time, and tell the throughput now and then."""
         self._module.steps += 1
         step, meter = int(self._module.steps), self._meter
-        alerts: list[Alert] = self._flags.loss(step, meter.nats / max(1, meter.supervised))
+        alerts: list[Alert] = self._flags.loss(step, loss)
         if (whole := meter.whole_seconds()) is not None:
             alerts += self._flags.time(step, meter.busy_seconds, whole)
             if step % self.every == 0:
-                self.ctx.event("throughput", step=step, tokens_per_second=round(meter.tokens / whole, 1))
+                # Each process has about as many.
+                tokens = meter.tokens * self.ctx.ranks.size
+                self.ctx.event("throughput", step=step, tokens_per_second=round(tokens / whole, 1))
         for alert in alerts:
             self.ctx.event("red-flag", monitor=alert.monitor, step=alert.step, message=alert.message)
         meter.restart()
@@ -250,14 +250,12 @@ class _Meter:
         self._clear()
 
     def _clear(self) -> None:
-        self.micro_batches = self.tokens = self.supervised = 0
-        self.nats = self.busy_seconds = 0.0
+        self.tokens = self.supervised = 0
+        self.busy_seconds = 0.0
 
-    def add(self, batch: Batch, nats: float, supervised: int, seconds: float) -> None:
-        self.micro_batches += 1
+    def add(self, batch: Batch, supervised: int, seconds: float) -> None:
         self.tokens += batch.real_tokens
         self.supervised += supervised
-        self.nats += nats
         self.busy_seconds += seconds
 
     def whole_seconds(self) -> float | None:

@@ -1,4 +1,4 @@
-"""A corpus as training data by number: the same step gives the same rows, however many processes share it."""
+"""A corpus as training data by number: the same step gives the same rows."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import torch
 
 from stepwell.errors import StepwellError
 from stepwell.sft.packing import Batch, Corpus, first_fit_decreasing
-from stepwell.sft.parallel import Ranks
 
 __all__ = ["SftStream", "mixed"]
 
 
 class SftStream:
     """Batches of rows in a new order each epoch; rows that do not fill a step are left for another epoch.
-
-    A step has accumulation x processes micro-batches; process r takes every one whose number leaves r. So n processes
-    see in a step what one sees with n times the accumulation.
 
     Where categories are given, the rows of a micro-batch are all of one category. An epoch shows each row at most once,
     of a small category as of a large one: a category weighs as much as it has rows, as it does without.
@@ -27,10 +23,9 @@ class SftStream:
         corpus: the training set.
         max_tokens: of a row.
         batch_size: rows a micro-batch; without categories fewer, where the corpus has not enough for one step.
-        accumulation: micro-batches a step and process.
+        accumulation: micro-batches a step.
         seed: of order and dropout.
         pack: several examples in a row; otherwise one in each.
-        ranks: which of how many processes this is.
         categories: of each conversation by its id; a category with too few rows for a micro-batch is left out.
 
     Attributes:
@@ -51,11 +46,9 @@ class SftStream:
         accumulation: int,
         seed: int,
         pack: bool = True,
-        ranks: Ranks | None = None,
         categories: Mapping[str, str | None] | None = None,
     ) -> None:
-        self.corpus, self.accumulation, self.seed, self.ranks = corpus, accumulation, seed, ranks or Ranks()
-        self.micro_batches = accumulation * self.ranks.size
+        self.corpus, self.accumulation, self.seed = corpus, accumulation, seed
         examples = {None: range(len(corpus))} if categories is None else _by_category(corpus.names, categories)
         lengths = corpus.lengths
         self.rows: list[tuple[int, ...]] = []
@@ -68,30 +61,30 @@ class SftStream:
                 self.rows += [tuple(own[place] for place in row) for row in packed]
             self.groups[name] = range(begin, len(self.rows))
         if categories is None:
-            batch_size = min(batch_size, max(1, len(self.rows) // self.micro_batches))
+            batch_size = min(batch_size, max(1, len(self.rows) // self.accumulation))
         else:
             _need_categories(self.groups, batch_size)
         whole = sum(len(rows) // batch_size for rows in self.groups.values())
-        if whole < self.micro_batches:
+        if whole < self.accumulation:
             what = f"{len(self.rows)} rows" if categories is None else f"{whole} micro-batches of one category each"
             raise StepwellError(
-                f"{len(corpus)} conversations fill {what}, and a step has {self.micro_batches} micro-batches",
+                f"{len(corpus)} conversations fill {what}, and a step has {self.accumulation} micro-batches",
                 "lower `accumulation` or `max_tokens`, or bring more data",
             )
-        self.batch_size, self.steps_per_epoch = batch_size, whole // self.micro_batches
+        self.batch_size, self.steps_per_epoch = batch_size, whole // self.accumulation
         # An epoch's order is asked for at every step of it.
         self._epoch = lru_cache(maxsize=1)(self._order)
 
     def batches(self, step: int, stages: Callable[[torch.Generator], int]) -> Sequence[Batch]:
-        """This process's micro-batches of optimizer step `step` (from 0). There are no curriculum stages."""
+        """The micro-batches of optimizer step `step` (from 0). There are no curriculum stages."""
         epoch, inside = divmod(step, self.steps_per_epoch)
-        first = inside * self.micro_batches
+        first = inside * self.accumulation
         order = self._epoch(epoch)
         return [
             self.corpus.batch(
                 [self.rows[row] for row in order[number]], seed=mixed(self.seed, epoch * len(self.rows) + number)
             )
-            for number in range(first + self.ranks.rank, first + self.micro_batches, self.ranks.size)
+            for number in range(first, first + self.accumulation)
         ]
 
     def _order(self, epoch: int) -> list[list[int]]:

@@ -33,6 +33,7 @@ class RunFolder:
         self.env_path = self.path / "env.json"
         self.events_path = self.path / "events.jsonl"
         self.gates_path = self.path / "records" / "gates.jsonl"
+        self.stop_path = self.path / "stop"
 
     def records(self, job: str) -> Path:
         """The records of a job."""
@@ -49,6 +50,10 @@ class RunFolder:
     def checkpoints(self, job: str) -> Path:
         """The checkpoint of a job that is not done, and whose it is."""
         return self.path / "checkpoints" / job
+
+    def checkpoint(self, job: str) -> Path:
+        """The last state of a job that is not done."""
+        return self.checkpoints(job) / "last.ckpt"
 
     def log(self, job: str) -> Path:
         """What a job printed."""

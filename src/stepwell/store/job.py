@@ -28,7 +28,7 @@ class JobStore:
     def __init__(self, run: RunFolder, job: Job, fingerprint: str) -> None:
         self.run, self.job, self.fingerprint = run, job, fingerprint
         self._identity = {"run": run.run_id(), "job": job.id, "fingerprint": fingerprint}
-        self._checkpoint = run.checkpoints(job.id) / "last.ckpt"
+        self._checkpoint = run.checkpoint(job.id)
         self._owner = run.checkpoints(job.id) / "job.json"
         self._writer: RecordWriter | None = None
 

@@ -1,270 +1,184 @@
 """The stage `imprint.fit`: vectors for every pair of a tier, and what came of each.
 
-Each restart is kept as soon as it ends: a run that was killed goes on with those that had not. What a restart gives
-does not depend on what is fitted beside it but for rounding, so a run that was resumed has the same pairs and the same
-denominators, and numbers that differ in their last digits.
+Pairs are fitted in chunks, which are kept as they end: a run that was killed goes on with those that are not there, and
+comes to the same numbers. Chunks are fitted in this process, or by workers beside it that have the model as well.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from stepwell.engine.chunks import InOrder, Queue, run_chunks
+from stepwell.engine.pool import LocalPool
 from stepwell.errors import StepwellError
-from stepwell.fingerprint import fingerprint
 from stepwell.fitting.loop import fit
-from stepwell.fitting.recipe import FitRecipe
-from stepwell.fitting.result import Fitted, Record
-from stepwell.latents.prompt import Problem, fault_of, problem_of
+from stepwell.fitting.result import Fitted
 from stepwell.stage import Input, StageContext
-from stepwell.store import write_atomically
-from stepwell.studies.imprint.baselines import bars_of
+from stepwell.studies.imprint.asking import Asked, Source
+from stepwell.studies.imprint.kept import Ends, Kept, Watch
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.outcomes import converged, write_outcomes
-from stepwell.studies.imprint.pairs import context_of, examples
-from stepwell.studies.imprint.params import Abandon, FitParams
+from stepwell.studies.imprint.outcomes import write_outcomes
+from stepwell.studies.imprint.params import FitParams
 from stepwell.tasks.base import QA
 
 VECTORS = "fit"
 """The folder of a finished fit, among the job's artifacts."""
+WORK = f"{__name__}:work"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What a fit is asked for.
+class Fitter:
+    """The model, and what it is fitted to: all that a chunk needs.
 
     Attributes:
-        items: the pairs.
-        problems: what is fitted: one a pair, or one a pair and mode (`apart`).
-        faults: problem id -> why its text has no tokens that the model could write.
-        bars: problem id -> mode -> nats a token; a mode that could not be measured has none.
-        baselines: (pair, mode) -> its baseline record.
+        params, ctx: of the job.
+        source: the pairs.
+        modes: mode vectors (D,).
+        kept: where chunks go.
     """
 
-    items: Sequence[QA]
-    problems: Sequence[Problem]
-    faults: Mapping[str, str]
-    bars: Mapping[str, Mapping[str, float]]
-    baselines: Mapping[tuple[str, str], Mapping[str, Any]]
+    params: FitParams
+    ctx: StageContext
+    source: Source
+    modes: dict[str, Tensor]
+    kept: Kept
 
-    def whole_bars(self) -> dict[str, Mapping[str, float]]:
-        """Those of the problems that have one for each mode: whether the others converge is not known."""
-        modes = {problem.id: {target.mode for target in problem.targets} for problem in self.problems}
-        return {id: bars for id, bars in self.bars.items() if modes.get(id, set()) <= bars.keys()}
+    @classmethod
+    def of(cls, params: FitParams, ctx: StageContext, device: str | None = None) -> Self:
+        """Load the model, on the job's device or another, and read the inputs."""
+        backbone, modes = loaded(ctx, device)
+        kept = Kept(ctx.folder / "ended")
+        return cls(params=params, ctx=ctx, source=Source.of(params, ctx, backbone), modes=modes, kept=kept)
 
-    def pairs(self) -> dict[str, str]:
-        """Problem id -> the id of its pair."""
-        known = {item.id for item in self.items}
-        return {p.id: p.id if p.id in known else p.id.rpartition("/")[0] for p in self.problems}
+    def fit(self, chunk: range, told: Callable[[int], None] = lambda ended: None) -> None:
+        """Fit a chunk of pairs and keep it; `told` hears how many of its restarts have ended.
+
+        Raises:
+            Interrupted: a stop was asked for; nothing of the chunk is kept.
+        """
+        ended = 0
+
+        def finished(*_: Any) -> None:
+            nonlocal ended
+            ended += 1
+            told(ended)
+
+        found = self.run(self.source.asked(chunk), Ends(), finished=finished, stop=self.ctx.stop_asked)
+        self.ctx.stop_if_asked()
+        self.kept.write(chunk, Ends(ended=tuple(found.ended())))
+
+    def whole(self, asked: Asked, chunks: Sequence[range]) -> Fitted:
+        """The fit of all pairs, from some chunks; what is in none of them is recorded as stopped."""
+        parts = [self.kept.read(chunk) for chunk in chunks]
+        failed = {id: cause for part in parts for id, cause in part.failed.items()}
+        ended = tuple(each for part in parts for each in part.ended)
+        return self.run(asked, Ends(ended=ended, failed=failed), stop=lambda: True)
+
+    def run(self, asked: Asked, before: Ends, **options: Any) -> Fitted:
+        """`fit`, as the parameters say, after what was done before."""
+        return fit(
+            self.source.backbone, asked.problems, slots=self.source.slots, recipe=self.params.recipe, modes=self.modes,
+            seed=self.ctx.seed, columns=self.params.columns, bars=asked.whole_bars(), impossible="record",
+            resume=before.ended, failed=before.failed, check=False, **options,
+        )  # fmt: skip
+
+
+def work(params: FitParams, ctx: StageContext) -> Callable[[range], None]:
+    """What a worker beside the job does: load the model, then fit chunks."""
+    return Fitter.of(params, ctx).fit
 
 
 def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     """Fit every pair; write one record a restart, a target and a pair, and the vectors as safetensors."""
     ctx.keep_artifacts()
-    backbone, modes = loaded(ctx)
-    asked = asked_of(params, ctx, backbone)
     for torn in ctx.folder.glob(f".{VECTORS}-*"):
         shutil.rmtree(torn)  # a kill came while the fit was being saved
-    kept = Kept(ctx.folder / "ended")
-    before = list(kept.read())
-    watch = Watch(
-        abandon=params.abandon, recipe=params.recipe, bars=asked.bars, pairs=asked.pairs(),
-        total=len(asked.problems) * params.recipe.restarts,
+    # Where others fit, their devices are left to them.
+    fitter = Fitter.of(params, ctx, None if ctx.pool is None else "cpu")
+    asked = fitter.source.asked()
+    course = Course.of(fitter, asked)
+    before = fitter.kept.chunks()
+    for chunk in before:
+        course.done(chunk)
+    pool = LocalPool(lambda chunk: fitter.fit(chunk, course.told)) if ctx.pool is None else ctx.pool(WORK)
+    run_chunks(
+        pool, Queue(count=len(asked.items), size=params.chunk, before=before), done=course.done,
+        poisoned=course.poisoned, stop=lambda: course.watch.abandoned is not None or ctx.stop_asked(),
     )  # fmt: skip
-    for record, _ in before:
-        watch.see(record, look=False)
-    watch.look()
-
-    def finished(record: Record, vectors: Tensor) -> None:
-        kept.write(record, vectors)
-        watch.see(record)
-        ctx.progress(watch.ended, watch.total, exact=watch.exact)
-
-    found = fit(
-        backbone, asked.problems, slots=slots_of(params, ctx), recipe=params.recipe, modes=modes, seed=ctx.seed,
-        columns=params.columns, bars=asked.whole_bars(), impossible="record", resume=before, finished=finished,
-        stop=lambda: watch.abandoned is not None or ctx.stop_asked(), check=False,
-    )  # fmt: skip
-    ctx.stop_if_asked()
-    if watch.abandoned is not None:
+    watch = course.watch
+    if watch.abandoned is None:
+        ctx.stop_if_asked()
+    else:
         ctx.write("alert", monitor="convergence", step=watch.ended, message=watch.abandoned, stopped=True)
+    found = fitter.whole(asked, course.seen)
     write_outcomes(params, ctx, asked, found)
     found.save(ctx.folder / VECTORS)
-    kept.remove()
-
-
-def slots_of(params: FitParams, ctx: StageContext) -> int:
-    """K of a job."""
-    return int(ctx.job.axes.get("slots", params.slots))
-
-
-def asked_of(params: FitParams, ctx: StageContext, backbone: Any) -> Asked:
-    """The problems of a job, with their bars."""
-    (measured,) = ctx.inputs["baselines"]
-    rows = list(measured.records("baseline"))
-    items = examples(ctx, params.items)
-    more = wordings(ctx) if params.paraphrases else {}
-    problems, faults, shown = [], {}, context_of(ctx)
-    for item in items:
-        usable = _usable(backbone, more.get(item.id, {}), shown(item), slots_of(params, ctx))
-        texts = {mode: (text, *usable.get(mode, ())) for mode, text in item.targets().items()}
-        parts = {item.id: texts} if params.together else {f"{item.id}/{mode}": {mode: texts[mode]} for mode in texts}
-        for name, wanted in parts.items():
-            try:
-                problems.append(weighted(problem_of(backbone, name, wanted, context=shown(item))))
-            except StepwellError as error:
-                problems.append(Problem(id=name, targets=()))
-                faults[name] = error.cause
-    known = bars_of(rows)
-    bars = known if params.together else {
-        f"{name}/{mode}": {mode: bar} for name, each in known.items() for mode, bar in each.items()
-    }  # fmt: skip
-    return Asked(
-        items=items, problems=problems, faults=faults, bars=bars,
-        baselines={(row["id"], row["mode"]): row for row in rows},
-    )  # fmt: skip
-
-
-def weighted(problem: Problem) -> Problem:
-    """The paraphrases of a mode share its weight of 1."""
-    counts = Counter(target.mode for target in problem.targets)
-    return replace(
-        problem, targets=tuple(replace(target, weight=1 / counts[target.mode]) for target in problem.targets)
-    )
-
-
-Wordings = dict[str, dict[str, tuple[str, ...]]]
-
-
-def wordings(ctx: StageContext) -> Wordings:
-    """Pair -> mode -> paraphrases, where the job has a stage `paraphrase` among its inputs."""
-    found: Wordings = {}
-    for given in ctx.inputs.get("paraphrase", ()):
-        for row in given.records("paraphrase"):
-            found.setdefault(row["id"], {})[row["mode"]] = tuple(row["texts"])
-    return found
-
-
-def _usable(
-    backbone: Any, given: Mapping[str, tuple[str, ...]], context: str, slots: int
-) -> dict[str, tuple[str, ...]]:
-    """The wordings of a pair that the model can write: the others must not cost the pair its own texts."""
-
-    def fits(mode: str, text: str) -> bool:
-        try:
-            problem = problem_of(backbone, "", {mode: text}, context=context)
-        except StepwellError:
-            return False
-        return fault_of(backbone, problem, {mode: torch.zeros(0)}, slots) is None
-
-    return {mode: tuple(text for text in texts if fits(mode, text)) for mode, texts in given.items()}
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Restarts that have ended, one file each, whole or not there."""
-
-    folder: Path
-
-    def write(self, record: Record, vectors: Tensor) -> None:
-        """Keep one."""
-        self.folder.mkdir(exist_ok=True)
-        data = save({"vectors": vectors.contiguous()}, metadata={"record": json.dumps(record.to_record())})
-        name = fingerprint([record.id, record.restart])[:32]
-        write_atomically(self.folder / f"{name}.safetensors", data)
-
-    def read(self) -> Iterator[tuple[Record, Tensor]]:
-        """All of them, in a fixed order."""
-        for path in sorted(self.folder.glob("*.safetensors")):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    yield Record.from_record(json.loads(file.metadata()["record"])), file.get_tensor("vectors")
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                raise StepwellError(
-                    f"a kept restart cannot be read: {error}", "Delete this file: its pair is fitted again.", path=path
-                ) from error
-
-    def remove(self) -> None:
-        """Drop them, when the fit is saved as a whole; and what a kill left half written."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+    fitter.kept.remove()
 
 
 @dataclass(kw_only=True)
-class Watch:
-    """Counts what ends, and gives a fit up when too few pairs converge.
-
-    Pairs that are exact end first, so the share seen so far is rather too high: it never gives up too early. A pair
-    whose modes have vectors of their own converges when all of them do.
+class Course:
+    """How far a fit has come.
 
     Attributes:
-        abandon: when to give up; None = never.
-        recipe: of the fit.
-        bars: problem id -> mode -> nats a token.
-        pairs: problem id -> the id of its pair.
-        total: restarts of all problems.
+        fitter: of the job.
+        watch: over the pairs, in their order.
+        seen: the chunks that the watch has seen, in that order; when it gives the fit up, no other one counts.
+        pairs: that have ended.
     """
 
-    abandon: Abandon | None
-    recipe: FitRecipe
-    bars: Mapping[str, Mapping[str, float]]
-    pairs: Mapping[str, str]
-    total: int
-    ended: int = 0
-    exact: int = 0
-    abandoned: str | None = None
-    _seen: dict[str, list[Record]] = field(default_factory=dict)
-    _parts: dict[str, list[bool]] = field(default_factory=dict)
-    _settled: int = 0
-    _converged: int = 0
+    fitter: Fitter
+    watch: Watch
+    seen: list[range]
+    order: InOrder
+    pairs: int = 0
 
-    def see(self, record: Record, *, look: bool = True) -> None:
-        """Count one restart that ended, and look. Restarts that a resumed run has kept are counted before a look."""
-        self.ended += 1
-        self.exact += record.all_exact
-        mine = self._seen.setdefault(record.id, [])
-        mine.append(record)
-        if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
-            return
-        pair = self.pairs[record.id]
-        parts = self._parts.setdefault(pair, [])
-        bars = self.bars.get(record.id, {})
-        parts.append(any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine))
-        if len(parts) < self._parts_of[pair]:
-            return
-        self._settled += 1
-        self._converged += all(parts)
-        if look:
-            self.look()
+    @classmethod
+    def of(cls, fitter: Fitter, asked: Asked) -> Self:
+        """At the beginning of a fit."""
+        recipe = fitter.params.recipe
+        watch = Watch(
+            abandon=fitter.params.abandon, recipe=recipe, bars=asked.bars, pairs=asked.pairs(),
+            total=len(asked.problems) * recipe.restarts,
+        )  # fmt: skip
+        return cls(fitter=fitter, watch=watch, seen=[], order=InOrder())
 
-    @cached_property
-    def _parts_of(self) -> Counter[str]:
-        return Counter(self.pairs.values())
+    def done(self, chunk: range) -> None:
+        """A chunk is kept: the watch sees it when all before it have ended."""
+        self.pairs += len(chunk)
+        for each in self.order.add(chunk):
+            if self.watch.abandoned is None:
+                self._see(each)
+        self.told(0)
 
-    def look(self) -> None:
-        """Give up, where the sequence says so."""
-        rule = self.abandon
-        if rule is None or self._settled < rule.after or self.abandoned is not None:
-            return
-        from stepwell.stats import proportion_sequence
+    def poisoned(self, item: int, cause: str) -> None:
+        """A pair is given up: it is kept with its error."""
+        chunk = range(item, item + 1)
+        problems, faults = self.fitter.source.problems(chunk)
+        self.fitter.kept.write(chunk, Ends(failed={p.id: cause for p in problems if p.id not in faults}))
+        self.fitter.ctx.event("item-failed", item=self.fitter.source.items[item].id, cause=cause)
+        self.done(chunk)
 
-        found = proportion_sequence(self._converged, self._settled, rule.confidence)
-        if found.high is not None and found.high < rule.below:
-            self.abandoned = (
-                f"{self._converged} of {self._settled} pairs converged, at most {found.high:.1%} at "
-                f"{rule.confidence:.0%} over all looks; below {rule.below:.0%} the fit is given up"
-            )
+    def told(self, restarts: int) -> None:
+        """Tell how far it is, with so many restarts of a chunk under way."""
+        each = self.watch.total / max(1, len(self.fitter.source.items))
+        done = min(self.watch.total, round(self.pairs * each) + restarts)
+        self.fitter.ctx.progress(done, self.watch.total, exact=self.watch.exact)
+
+    def _see(self, chunk: range) -> None:
+        self.seen.append(chunk)
+        part = self.fitter.kept.read(chunk)
+        for record, _ in part.ended:
+            if self.watch.abandoned is None:
+                self.watch.see(record)
+        for id in part.failed:
+            if self.watch.abandoned is None:
+                self.watch.lost(id)
 
 
 def fit_input(ctx: StageContext) -> Input:

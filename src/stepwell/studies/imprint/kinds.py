@@ -82,6 +82,7 @@ KINDS = (
                 "alert": frozenset({"monitor", "step", "message", "stopped"}),
             },
             estimate=f"{_HERE}.cost:of_fit",
+            parallel="chunks",
         )
     ),
     kinds.register(

@@ -83,8 +83,12 @@ def check(params: ModelParams, ctx: StageContext) -> None:
     ctx.write("check", name="self-test", passed=found.passed, detail=found.detail)
 
 
-def loaded(ctx: StageContext) -> tuple[HFBackbone, dict[str, Tensor]]:
+def loaded(ctx: StageContext, device: str | None = None) -> tuple[HFBackbone, dict[str, Tensor]]:
     """The model of this job as the model stage found it, and its mode vectors (D,).
+
+    Args:
+        ctx: of the job.
+        device: where it is put; None = the job's device.
 
     Raises:
         StepwellError: it cannot be had any more.
@@ -92,11 +96,12 @@ def loaded(ctx: StageContext) -> tuple[HFBackbone, dict[str, Tensor]]:
     (made,) = ctx.inputs["model"]
     params = ModelParams.model_validate(dict(made.job.params))
     one, fallback = chosen(params, ctx), next(made.records("model"))["fallback"]
+    device = device or ctx.device
     if fallback:
         assert one.otherwise is not None
-        backbone = scratch(one.otherwise, one.precision, ctx.device)
+        backbone = scratch(one.otherwise, one.precision, device)
     else:
-        backbone = HFBackbone.load(one.name, precision=one.precision, device=ctx.device)
+        backbone = HFBackbone.load(one.name, precision=one.precision, device=device)
     return backbone, _modes(backbone, params, fallback=fallback)
 
 

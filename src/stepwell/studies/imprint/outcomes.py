@@ -13,7 +13,7 @@ from stepwell.studies.imprint.params import FitParams
 from stepwell.tasks.base import QA
 
 if TYPE_CHECKING:
-    from stepwell.studies.imprint.fits import Asked
+    from stepwell.studies.imprint.asking import Asked
 
 POINTS = 60
 """Of a curve, in its record."""

@@ -202,6 +202,8 @@ class BaselineParams(Spec):
 class Abandon(Spec):
     """A fit is given up when so few pairs converge, by a confidence sequence: it may look after every pair.
 
+    It looks at the pairs in their order, at those of a chunk when the chunk has ended.
+
     Attributes:
         below: share of converged pairs.
         after: pairs before the first look.
@@ -223,6 +225,8 @@ class FitParams(Spec):
         recipe: see `stepwell.fitting.FitRecipe`.
         paraphrases: whether the paraphrases of each text are targets as well (stage `paraphrase`).
         columns: of one forward pass; None = what suits the device.
+        chunk: pairs that are fitted together and kept together: what a worker takes at a time, and what is lost when
+            one is killed. They share batches, so it is the same on one device and on many.
         abandon: when to give up; None = never.
         most_zero: share of targets whose loss is zero above which a leak is suspected.
     """
@@ -233,6 +237,7 @@ class FitParams(Spec):
     recipe: FitRecipe = FitRecipe()
     paraphrases: bool = False
     columns: int | None = Field(default=None, ge=1)
+    chunk: Some = 64
     abandon: Abandon | None = None
     most_zero: float = Field(default=0.05, gt=0, lt=1)
 

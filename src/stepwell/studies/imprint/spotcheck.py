@@ -10,7 +10,8 @@ from stepwell.decode import Decoded
 from stepwell.fitting.result import Fitted, decode_from
 from stepwell.similarity import Alike, similarities
 from stepwell.stage import StageContext
-from stepwell.studies.imprint.fits import Wordings, fit_input, fitted, wordings
+from stepwell.studies.imprint.asking import Wordings, wordings
+from stepwell.studies.imprint.fits import fit_input, fitted
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.pairs import examples, in_words, scorer
 from stepwell.studies.imprint.params import CheckParams

@@ -217,6 +217,7 @@ KINDS = (
             name="thoughts.train",
             params=TrainParams,
             run=f"{_HERE}.training:train",
+            parallel="ranks",
             yields={
                 "step": frozenset({"step", "epoch", "curriculum_stage", "loss", "lr", "grad_norm"}),
                 "validation": frozenset({"step", "epoch", "curriculum_stage", "accuracy", "n"}),

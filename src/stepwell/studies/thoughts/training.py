@@ -62,6 +62,13 @@ class ThoughtModel:
         found = score(self.module, self.steer, stage=stage, seed=self.seed, batch_size=STEER_BATCH, forced=False)
         return accuracy(list(found))
 
+    def parts(self, batch: Batch, count: int) -> list[Batch]:
+        """The batch by its rows."""
+        return batch.parts(count)
+
+    def stepped(self, loss: float) -> None:
+        """Nothing is kept of a step."""
+
 
 def model_params(ctx: StageContext) -> ModelParams:
     """The parameters of the model stage that this job stands on."""

@@ -64,6 +64,7 @@ KINDS = (
             name="tune.train",
             params=TuneTrainParams,
             run=f"{_HERE}.training:train",
+            parallel="ranks",
             yields={
                 "training-set": frozenset(
                     {"n", "left_out", "replayed", "rows", "tokens", "supervised_tokens", "padding_share", "steps"}

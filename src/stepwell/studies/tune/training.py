@@ -15,7 +15,6 @@ from stepwell.sft.cost import Cost, cost, need_free_disk
 from stepwell.sft.meta import MetaModel
 from stepwell.sft.model import SftModel, need_full_precision
 from stepwell.sft.packing import Batch, Corpus, prove_packing
-from stepwell.sft.parallel import Ranks
 from stepwell.sft.render import ChatFormat
 from stepwell.sft.stream import SftStream
 from stepwell.stage import StageContext
@@ -40,30 +39,28 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
     chosen, replayed = trained_on(first, params, ctx)
     categories = None if params.meta is None else categories_of(chosen, first)
     corpus = Corpus.of(chosen, form, params.max_tokens)
-    with Ranks.joined() as ranks:
-        stream = SftStream(
-            corpus, max_tokens=params.max_tokens, batch_size=params.batch_size, accumulation=params.accumulation,
-            seed=ctx.seed, pack=params.pack, ranks=ranks, categories=categories,
+    stream = SftStream(
+        corpus, max_tokens=params.max_tokens, batch_size=params.batch_size, accumulation=params.accumulation,
+        seed=ctx.seed, pack=params.pack, categories=categories,
+    )  # fmt: skip
+    lora = LoRA(backbone, params.lora, name="tuned", seed=ctx.seed)
+    need_free_disk(ctx.folder, lora)
+    held = Corpus.of(data.held, form, params.max_tokens)
+    model, whole = _model(lora, stream, batches(held), params, ctx)
+    if state is None:
+        ctx.write(
+            "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
+            rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
+            padding_share=whole.padding_share, steps=whole.steps, base=base.name,
+            base_sha256=identity.sha256, trainable=lora.parameter_count(),
         )  # fmt: skip
-        lora = LoRA(backbone, params.lora, name="tuned", seed=ctx.seed)
-        need_free_disk(ctx.folder, lora)
-        held = Corpus.of(data.held, form, params.max_tokens)
-        model, whole = _model(lora, stream, batches(held), params, ctx)
-        if state is None:
-            ctx.write(
-                "training-set", n=len(corpus), left_out=len(corpus.left_out), replayed=replayed,
-                rows=len(stream.rows), tokens=whole.tokens, supervised_tokens=whole.supervised_tokens,
-                padding_share=whole.padding_share, steps=whole.steps, base=base.name,
-                base_sha256=identity.sha256, trainable=lora.parameter_count(),
-            )  # fmt: skip
-            _write_categories(stream, categories or {}, ctx)
-        began = time.perf_counter()
-        Training(
-            model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,
-            seed=ctx.seed,
-        ).run(state)  # fmt: skip
-        if ranks.rank == 0:
-            _save(lora, base, identity, ctx)
+        _write_categories(stream, categories or {}, ctx)
+    began = time.perf_counter()
+    Training(
+        model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,
+        seed=ctx.seed,
+    ).run(state)  # fmt: skip
+    _save(lora, base, identity, ctx)
     ctx.event("trained", seconds=round(time.perf_counter() - began, 1), tokens=whole.tokens)
 
 
@@ -104,15 +101,12 @@ def _model(
     lora: LoRA, stream: SftStream, held: Sequence[Batch], params: TuneTrainParams, ctx: StageContext
 ) -> tuple[SftModel, Cost]:
     """What is trained, and what that comes to."""
-    meta, ranks = params.meta, stream.ranks
+    meta = params.meta
     if meta is None:
-        model = SftModel(lora, ctx=ctx, accumulation=params.accumulation, held_out=held, ranks=ranks)
+        model = SftModel(lora, ctx=ctx, held_out=held)
         return model, cost(stream, params)
     whole = cost(stream, params, learnt=1 - meta.support_rows(stream.batch_size) / stream.batch_size)
-    model = MetaModel(
-        lora, meta, ctx=ctx, accumulation=params.accumulation, steps=whole.steps, log_every=params.log_every,
-        held_out=held, ranks=ranks,
-    )  # fmt: skip
+    model = MetaModel(lora, meta, ctx=ctx, steps=whole.steps, log_every=params.log_every, held_out=held)
     return model, whole
 
 

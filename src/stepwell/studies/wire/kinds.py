@@ -54,6 +54,7 @@ KINDS = (
             name="wire.encoder",
             params=EncoderParams,
             run=f"{_HERE}.encoder:encoder",
+            parallel="ranks",
             yields=_PROVED | {
                 "step": REPEAT_STEP, "restored": _RESTORED | {"step", "n", "tokens"},
                 "outcome": _ANY_OUTCOME | _RESTORED,
@@ -66,6 +67,7 @@ KINDS = (
             name="wire.stage-a",
             params=StageAParams,
             run=f"{_HERE}.training:stage_a",
+            parallel="ranks",
             yields=_TRAINING,
             estimate=f"{_HERE}.cost:of_stage_a",
         )
@@ -75,6 +77,7 @@ KINDS = (
             name="wire.stage-b",
             params=StageBParams,
             run=f"{_HERE}.training:stage_b",
+            parallel="ranks",
             yields=_TRAINING,
             estimate=f"{_HERE}.cost:of_stage_b",
         )

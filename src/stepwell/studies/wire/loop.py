@@ -141,9 +141,9 @@ class Loop:
         self.total = recipe.total_steps(self.steps_per_epoch)
         self.parts, self.seal = wire.parts(), sealed(wire)
         self.weighing, self.progress = Weighing(lesson.weights), _Progress()
-        trainable = [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
+        self._trainable = [p for part in self.parts.values() for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            trainable, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
+            self._trainable, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay
         )
         assert_covered([self.optimizer], self.parts, others=[wire.backbone])
         # An epoch's order is asked for at every step of it.
@@ -211,11 +211,19 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        weighed = self.weighing.step(moment.step / self.total, self.lesson.counts(batches, vectors))
+        weighed, ranks = (
+            self.weighing.step(moment.step / self.total, self.lesson.counts(batches, vectors)),
+            self.ctx.ranks,
+        )
+        ranks.seed(self.ctx.seed, moment.step)
         with self.wire.speaking():
-            for rows in batches:
+            if ranks.size > 1 and not weighed.is_weighed:
+                with torch.no_grad():
+                    weighed.measure(self.lesson.terms(batches[0], vectors, moment))
+            for rows in ranks.share(batches, Rows.parts):
                 weighed.loss(self.lesson.terms(rows, vectors, moment)).backward()
-        norms, logged = clip_gradients(self.parts, self.recipe.clip), weighed.close()
+        ranks.add_up(self._trainable)
+        norms, logged = clip_gradients(self.parts, self.recipe.clip), weighed.close(ranks)
         if logged.finite and norms.finite:
             self.optimizer.step()
         return logged, norms

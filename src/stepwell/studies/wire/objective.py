@@ -50,6 +50,19 @@ class Rows:
     text: tuple[QA, ...]
     number: int
 
+    def parts(self, count: int) -> list[Rows]:
+        """The micro-batch in so many parts, or fewer; each draws for itself."""
+        size = -(-(len(self.latent) + len(self.text)) // count)
+        read = [*((item, True) for item in self.latent), *((item, False) for item in self.text)]
+        return [
+            Rows(
+                latent=tuple(item for item, latent in read[at : at + size] if latent),
+                text=tuple(item for item, latent in read[at : at + size] if not latent),
+                number=self.number * count + part,
+            )
+            for part, at in enumerate(range(0, len(read), size))
+        ]
+
 
 def answers_of(contract: Contract, targets: Sequence[Sequence[int]]) -> Answers:
     """Answers as columns, as `Contract.answer` made them; those that the contract's limit cut have no end."""

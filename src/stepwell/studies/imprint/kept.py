@@ -1,0 +1,161 @@
+"""What a fit has done so far: chunks that are kept, and whether it is worth going on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from stepwell.errors import StepwellError
+from stepwell.fitting.loop import Ended
+from stepwell.fitting.recipe import FitRecipe
+from stepwell.fitting.result import Record
+from stepwell.store import write_atomically
+from stepwell.studies.imprint.outcomes import converged
+from stepwell.studies.imprint.params import Abandon
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ends:
+    """What came of a chunk.
+
+    Attributes:
+        ended: its restarts that came to an end, in the problems' order.
+        failed: problem id -> the error that ended every try.
+    """
+
+    ended: tuple[Ended, ...] = ()
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Chunks that have ended, one file each, whole or not there.
+
+    A chunk is kept as a whole: begun again after a kill it has the same batches, and the same numbers to the last
+    digit.
+    """
+
+    folder: Path
+
+    def write(self, chunk: range, part: Ends) -> None:
+        """Keep one."""
+        about = {"records": [record.to_record() for record, _ in part.ended], "failed": dict(part.failed)}
+        # As a tensor: the header of a file, where metadata stand, may have 100 MB at most, and curves are long.
+        text = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+        tensors = {str(place): vectors.contiguous() for place, (_, vectors) in enumerate(part.ended)}
+        write_atomically(self._path(chunk), save({**tensors, "about": text}))
+
+    def read(self, chunk: range) -> Ends:
+        """One of `chunks`. Raises StepwellError for a file that is not whole."""
+        path = self._path(chunk)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(bytes(file.get_tensor("about").numpy()))
+                records = [Record.from_record(fields) for fields in about["records"]]
+                ended = tuple((record, file.get_tensor(str(place))) for place, record in enumerate(records))
+            return Ends(ended=ended, failed=dict(about["failed"]))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise StepwellError(
+                f"a kept chunk cannot be read: {error}", "Delete this file: its pairs are fitted again.", path=path
+            ) from error
+
+    def chunks(self) -> list[range]:
+        """Those that are kept, in the order of their items."""
+        names = (path.stem.split("-") for path in self.folder.glob("[0-9]*.safetensors"))
+        found: list[range] = []
+        for start, stop in sorted((int(first), -int(last)) for first, last in names):
+            # A worker that was taken for dead may have kept a chunk that others have done in halves since.
+            if not found or start >= found[-1].stop:
+                found.append(range(start, -stop))
+        return found
+
+    def remove(self) -> None:
+        """Drop them, when the fit is saved as a whole; and what a kill left half written."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _path(self, chunk: range) -> Path:
+        return self.folder / f"{chunk.start:010}-{chunk.stop:010}.safetensors"
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """Counts what ends, and gives a fit up when too few pairs converge.
+
+    It sees the pairs in their order, so what it decides does not depend on who fitted them, or when. A pair whose modes
+    have vectors of their own converges when all of them do; one that was given up because of its errors does not.
+
+    Attributes:
+        abandon: when to give up; None = never.
+        recipe: of the fit.
+        bars: problem id -> mode -> nats a token.
+        pairs: problem id -> the id of its pair.
+        total: restarts of all problems.
+    """
+
+    abandon: Abandon | None
+    recipe: FitRecipe
+    bars: Mapping[str, Mapping[str, float]]
+    pairs: Mapping[str, str]
+    total: int
+    ended: int = 0
+    exact: int = 0
+    abandoned: str | None = None
+    _seen: dict[str, list[Record]] = field(default_factory=dict)
+    _parts: dict[str, list[bool]] = field(default_factory=dict)
+    _settled: int = 0
+    _converged: int = 0
+
+    def see(self, record: Record) -> None:
+        """Count one restart that ended, and look."""
+        self.ended += 1
+        self.exact += record.all_exact
+        mine = self._seen.setdefault(record.id, [])
+        mine.append(record)
+        if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
+            return
+        bars = self.bars.get(record.id, {})
+        self._settle(record.id, any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine))
+
+    def lost(self, id: str) -> None:
+        """Count a problem that was given up, and look."""
+        self._settle(id, False)
+
+    def _settle(self, id: str, good: bool) -> None:
+        self._seen.pop(id, None)  # with its curves: the memory of a long fit
+        pair = self.pairs[id]
+        parts = self._parts.setdefault(pair, [])
+        parts.append(good)
+        if len(parts) < self._parts_of[pair]:
+            return
+        del self._parts[pair]
+        self._settled += 1
+        self._converged += all(parts)
+        self.look()
+
+    @cached_property
+    def _parts_of(self) -> Counter[str]:
+        return Counter(self.pairs.values())
+
+    def look(self) -> None:
+        """Give up, where the sequence says so."""
+        rule = self.abandon
+        if rule is None or self._settled < rule.after or self.abandoned is not None:
+            return
+        from stepwell.stats import proportion_sequence
+
+        found = proportion_sequence(self._converged, self._settled, rule.confidence)
+        if found.high is not None and found.high < rule.below:
+            self.abandoned = (
+                f"{self._converged} of {self._settled} pairs converged, at most {found.high:.1%} at "
+                f"{rule.confidence:.0%} over all looks; below {rule.below:.0%} the fit is given up"
+            )
