@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,27 @@ def test_exported_by_the_package_and_light():
     code = "import sys, stepwell.fitting as f; f.FitRecipe(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_what_failed_each_time_is_not_tried_again_and_stays_in_the_denominator(
+    backbone: Any, problems: list[Problem], whole: Fitted
+):
+    found = fit(backbone, problems[:3], slots=4, recipe=RECIPE, modes=MODES, failed={"p1": "ValueError: planted"},
+                resume=[each for each in whole.ended() if each[0].id == "p0"])  # fmt: skip
+    assert [(record.id, record.end, record.detail) for record in found.of("p1")] == [
+        ("p1", "failed", "ValueError: planted")
+    ] * 2
+    assert all(record.nats is None and record.steps is None and record.seed for record in found.of("p1"))
+    assert "p1" not in found.vectors
+    same(replace(found, records=found.of("p0") + found.of("p2")), whole)
+    with pytest.raises(StepwellError, match=r"problem `p1` has no fitted vectors: failed \(ValueError: planted\)"):
+        found.best("p1")
+
+
+def test_a_fit_that_is_stopped_before_it_begins_gathers_what_had_ended(
+    backbone: Any, problems: list[Problem], whole: Fitted
+):
+    before = [each for each in whole.ended() if each[0].id != "p2"]
+    found = fit(backbone, problems, slots=4, recipe=RECIPE, modes=MODES, resume=before, stop=lambda: True)
+    assert [record for record in found.records if record.id != "p2"] == [r for r in whole.records if r.id != "p2"]
+    assert {record.end for record in found.of("p2")} == {"stopped"} and "p2" not in found.vectors

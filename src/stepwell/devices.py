@@ -47,6 +47,38 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Steps:
+    """How several devices share the work of a training: a step's rows are dealt out, and gradients summed once a step.
+
+    Args:
+        n: optimizer steps.
+        batches: micro-batches of a step.
+        rows: of a micro-batch.
+        trained: parameters whose gradients are summed, about.
+        repeated: FLOP that each device spends by itself, however many there are: looks at held-out items.
+    """
+
+    n: int
+    batches: int
+    rows: int
+    trained: float
+    repeated: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunks:
+    """How several devices share the work on many items: each takes a chunk, then the next one.
+
+    Args:
+        items: of the job.
+        size: items of a chunk.
+    """
+
+    items: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What one job has to do.
 
@@ -57,6 +89,7 @@ class Work:
         precision: of the matmuls.
         seconds: overrides the arithmetic where the time does not depend on the device, or was measured.
         memory: what it holds; None = not known.
+        shared: how several devices would share it; None = one device does it all.
     """
 
     flop: float = 0.0
@@ -65,6 +98,7 @@ class Work:
     precision: Precision = "fp32"
     seconds: float | None = None
     memory: Memory | None = None
+    shared: Steps | Chunks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +152,22 @@ DEVICES: dict[str, Device] = {
     # One core with AVX2 at 3 GHz: 2 FMA units x 8 lanes x 2. Without matrix units, bf16 is no faster.
     "cpu": _sheet("cpu", 96e9, 96e9, 15e9, None, cores=True),
 }
+
+
+LINKS: dict[str, float] = {
+    # Bytes per second from one device to the others of its machine, one way, as makers' data sheets have it: NVLink,
+    # else PCIe with 16 lanes.
+    "h200": 450e9,
+    "h100": 450e9,
+    "a100": 300e9,
+    "l40s": 32e9,
+    "l4": 32e9,
+    "rtx4090": 32e9,
+    "t4": 16e9,
+}
+FRACTION_OF_LINK = 0.80
+"""Of a link's rate, what a sum over devices reaches: protocol takes the rest (NCCL's authors: github.com/NVIDIA/
+nccl-tests/issues/212, 370 of 450 GB/s)."""
 
 
 def find_device(name: str) -> Device:

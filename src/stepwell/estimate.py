@@ -15,7 +15,7 @@ from stepwell.plan import Plan, jobs
 from stepwell.plan.check import params_of
 from stepwell.spec import Spec
 
-__all__ = ["Estimate", "StageEstimate", "Work", "at_once", "estimate", "hours_alone"]
+__all__ = ["Estimate", "StageEstimate", "Work", "at_once", "device_of", "estimate", "hours_alone", "works"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,13 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
         device: a name from the table or from the calibration; by default the plan's, `h100` standing for `cuda`.
         hourly_price: of the device, in the plan's currency; by default the plan's.
     """
-    where = _device(plan, device)
+    where = device_of(plan, device)
     stages, every_job = [], jobs(plan)
     for stage in plan.stages:
         mine = [job for job in every_job if job.stage == stage.name]
-        works = [_work(plan, stage.name, job.axes) for job in mine]
-        known = [work for work in works if work is not None]
-        complete = len(known) == len(works)
+        found = [_work(plan, stage.name, job.axes) for job in mine]
+        known = [work for work in found if work is not None]
+        complete = len(known) == len(found)
         seconds = [where.seconds(work, plan.threads_per_job) for work in known]
         stages.append(
             StageEstimate(
@@ -101,20 +101,26 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
 
 def hours_alone(plan: Plan, device: str | None = None) -> dict[str, float | None]:
     """Job -> hours of one device that it takes by itself; None where its kind gives no estimate."""
-    where = _device(plan, device)
-    works = {job.id: _work(plan, job.stage, job.axes) for job in jobs(plan)}
+    where = device_of(plan, device)
     return {
-        job: None if work is None else where.seconds(work, plan.threads_per_job) / 3600 for job, work in works.items()
+        job: None if work is None else where.seconds(work, plan.threads_per_job) / 3600
+        for job, work in works(plan).items()
     }
+
+
+def works(plan: Plan) -> dict[str, Work | None]:
+    """Job -> what it has to do; None where its kind gives no estimate."""
+    return {job.id: _work(plan, job.stage, job.axes) for job in jobs(plan)}
 
 
 def at_once(plan: Plan, device: str | None = None) -> int:
     """How many jobs share one device with gain: the workers of this machine's CPU, one job elsewhere."""
-    return plan.workers if _device(plan, device).cores and plan.on_one_machine else 1
+    return plan.workers if device_of(plan, device).cores and plan.on_one_machine else 1
 
 
-def _device(plan: Plan, device: str | None) -> Device:
-    return find_device(device or {"cuda": "h100"}.get(plan.device, "cpu"))
+def device_of(plan: Plan, device: str | None = None) -> Device:
+    """The device of an estimate: the one named, else the plan's, `h100` standing for `cuda`."""
+    return finddevice_of(device or {"cuda": "h100"}.get(plan.device, "cpu"))
 
 
 def _largest(held: list[Memory | None]) -> Memory | None:

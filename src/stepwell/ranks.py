@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["PeerLost", "Ranks", "is_one_of_several"]
+__all__ = ["PeerLost", "Ranks", "is_one_of_several", "spans"]
 
 Batch = TypeVar("Batch")
 MESSAGE = 1 << 24
@@ -39,6 +39,12 @@ class PeerLost(StepwellError):
 def is_one_of_several() -> bool:
     """Whether `torchrun` started this process beside others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def spans(rows: int, count: int) -> list[slice]:
+    """So many rows in so many parts, none of them empty, whose lengths differ by one at most."""
+    count = min(count, rows)
+    return [slice(rows * part // count, rows * (part + 1) // count) for part in range(count)]
 
 
 @dataclass(frozen=True, kw_only=True)

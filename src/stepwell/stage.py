@@ -103,6 +103,7 @@ class StageContext:
         stop_asked: whether the run was asked to stop.
         ranks: which of how many processes of one training this is. All of them run the stage; what the first one
             writes, saves and leaves in its folder is the job's.
+        shard: whether these processes are to hold a frozen model in parts.
         pool: `module:function` of the work on one chunk of the job's items -> workers for it beside this process, as
             of stepwell.engine.pool; None where this process does all.
     """
@@ -116,6 +117,7 @@ class StageContext:
     recorder: Recorder
     stop_asked: Callable[[], bool] = lambda: False
     ranks: Ranks = field(default_factory=Ranks)
+    shard: bool = False
     pool: Callable[[str], Any] | None = None
     _began: float = field(default_factory=time.monotonic, repr=False)
     _told: float = field(default=float("-inf"), repr=False)

@@ -105,6 +105,15 @@ def when_saved(folder: Path, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+def test_a_model_in_parts_has_the_losses_of_a_whole_one(model: Path, tmp_path: Path) -> None:
+    plan = of_tune(model)
+    run(on(plan, 1, engine="inline"), tmp_path / "whole")
+    run(on(plan, 2, shard=True), tmp_path / "parts")
+    (sharded,) = events_of(tmp_path / "parts", "sharded")
+    assert sharded["processes"] == 2 and sharded["held"] < 0.75 * sharded["weights"]
+    assert losses(tmp_path / "parts")["train.0"] == pytest.approx(losses(tmp_path / "whole")["train.0"], rel=2e-3)
+
+
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     """A training on two devices that was left alone."""
@@ -142,4 +151,6 @@ def test_what_several_devices_cannot_do_is_refused(model: Path) -> None:
     with pytest.raises(StepwellError, match=r"train is to train on 2 devices.*engine=process"):
         run(on(of_thoughts(model), 2, engine="inline"), Path("unused"))
     with pytest.raises(StepwellError, match="set `devices` to 2 at least"):
-        run(on(of_thoughts(model), 1, shard=True), Path("unused"))
+        run(on(of_tune(model), 1, shard=True), Path("unused"))
+    with pytest.raises(StepwellError, match="train can only train with the whole model in each process"):
+        run(on(of_thoughts(model), 2, shard=True), Path("unused"))

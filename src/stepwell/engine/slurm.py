@@ -44,6 +44,7 @@ class SlurmHandle:
     answer: Path
     outcome: Outcome | None = None
     taken_back: bool = False
+    cancelled: bool = False
 
 
 class SlurmEngine:
@@ -174,7 +175,9 @@ class SlurmEngine:
         """End what is to end at once, and take back what waits for a node: it would wait to be stopped."""
         if self._now:
             for handle in self._live:
-                handle.job.cancel(check=False)
+                if not handle.cancelled:  # a second time, submitit's stand-in would leave its processes alone
+                    handle.job.cancel(check=False)
+                    handle.cancelled = True
         elif self._stop and self._plan.slurm.cluster == "slurm":
             waiting = [handle for handle in self._live if not handle.taken_back]
             if waiting:

@@ -82,6 +82,7 @@ def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
                 recorder=recorder,
                 stop_asked=stop,
                 ranks=ranks,
+                shard=plan.shard and ranks.size > 1,
                 pool=pool_of(call, kinds.kind(job.kind), plan),
             )
             _run_stage(job, context)

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -122,16 +121,9 @@ class Fitted:
 
     def of(self, id: str) -> tuple[Record, ...]:
         """The records of one problem. Raises StepwellError where there is none."""
-        found = tuple(self._by_id.get(id, ()))
+        found = tuple(record for record in self.records if record.id == id)
         if not found:
             raise StepwellError(f"there is no problem `{id}` in this fit", "its records name the problems")
-        return found
-
-    @cached_property
-    def _by_id(self) -> dict[str, list[Record]]:
-        found: dict[str, list[Record]] = {}
-        for record in self.records:
-            found.setdefault(record.id, []).append(record)
         return found
 
     def best(self, id: str) -> Record:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stepwell.latents.deferred import DeferredWeightGradients
+from stepwell.ranks import spans
 
 Arm = Literal["cot", "direct", "continuous", "frozen", "shared", "removal"]
 ARMS: tuple[Arm, ...] = ("cot", "direct", "continuous", "frozen", "shared", "removal")
@@ -75,8 +76,10 @@ class Batch:
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in so many parts of its rows, or fewer; columns stay, so that each row is computed as it was."""
-        cut = {name: value.chunk(count) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return [replace(self, **dict(zip(cut, part, strict=True))) for part in zip(*cut.values(), strict=True)]
+        held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return [
+            replace(self, **{name: value[part] for name, value in held.items()}) for part in spans(len(self.ids), count)
+        ]
 
     def inputs(self) -> Batch:
         """All columns but the last, which has nothing left to predict: what a loss needs to compute."""

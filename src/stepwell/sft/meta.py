@@ -67,14 +67,20 @@ class MetaModel(SftModel):
 
     def support(self, batch: Batch) -> Batch:
         """The rows of a task that it adapts to, the first ones: the stream has shuffled them."""
-        return _rows(batch, slice(self.meta.support_rows(len(batch.ids))))
+        return batch.rows(slice(self.meta.support_rows(len(batch.ids))))
 
     def learnt(self, batch: Batch) -> Batch:
         """The other rows of a task, its query."""
-        return _rows(batch, slice(self.meta.support_rows(len(batch.ids)), None))
+        return batch.rows(slice(self.meta.support_rows(len(batch.ids)), None))
 
     def parts(self, batch: Batch, count: int) -> list[Batch]:
         """The task as a whole: part of it would be another task."""
+        if self.ctx.shard:
+            raise StageFailed(
+                f"a step's tasks cannot be dealt out evenly to {count} processes, which hold the model in parts and must "
+                "compute equally often",
+                "make `accumulation` a multiple of `devices`", stage=self.ctx.job.id,
+            )  # fmt: skip
         return [batch]
 
     def compute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -175,10 +181,6 @@ def head_of(lora: LoRA, layers: int) -> tuple[nn.Parameter, ...]:
         )
     head = found[-layers:]
     return tuple(p for site, pair in lora.sites.items() if layer_of[site] in head for p in pair.parameters())
-
-
-def _rows(batch: Batch, which: slice) -> Batch:
-    return replace(batch, **{name: getattr(batch, name)[which] for name in ("ids", "labels", "positions", "examples")})
 
 
 def _of_inner_step(support: Batch, number: int) -> Batch:

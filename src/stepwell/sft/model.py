@@ -23,6 +23,7 @@ from stepwell.merging.base import is_quantised
 from stepwell.merging.files import Weights
 from stepwell.monitor import Alert
 from stepwell.objectives import cross_entropy, supervised
+from stepwell.ranks import spans
 from stepwell.sft.flags import Flags
 from stepwell.sft.packing import Batch, states
 from stepwell.sft.stream import mixed
@@ -129,7 +130,14 @@ class SftModel:
 
     def parts(self, batch: Batch, count: int) -> list[Batch]:
         """A micro-batch in so many parts of its rows at most, each with a dropout of its own."""
-        cut = batch.parts(-(-len(batch.ids) // count))
+        rows = len(batch.ids)
+        if self.ctx.shard and rows < count:
+            raise StageFailed(
+                f"a micro-batch of {rows} rows is too small for {count} processes, which hold the model in parts and "
+                "must compute equally often",
+                "raise `batch_size`, or make `accumulation` a multiple of `devices`", stage=self.ctx.job.id,
+            )  # fmt: skip
+        cut = [batch.rows(part) for part in spans(rows, count)]
         return [replace(part, seed=mixed(part.seed, number)) if number else part for number, part in enumerate(cut)]
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
@@ -186,6 +194,11 @@ class SftModel:
             yield
 
     def _halve(self, batch: Batch, rows: int) -> None:
+        if self.ctx.shard:
+            raise StageFailed(
+                "memory ran out, and processes that hold the model in parts must all compute equally often",
+                "lower `batch_size`, raise `accumulation` as much, or take more `devices`", stage=self.ctx.job.id,
+            )  # fmt: skip
         if rows == 1:
             raise StageFailed(
                 f"memory ran out on a single row of {batch.ids.shape[1]} tokens",

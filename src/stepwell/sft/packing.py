@@ -154,9 +154,12 @@ class Batch:
 
     def parts(self, rows: int) -> list[Batch]:
         """The batch in pieces of so many rows at most."""
+        return [self.rows(slice(at, at + rows)) for at in range(0, len(self.ids), rows)]
+
+    def rows(self, which: slice) -> Batch:
+        """Some of the rows."""
         names = ("ids", "labels", "positions", "examples")
-        pieces = zip(*(getattr(self, name).split(rows) for name in names), strict=True)
-        return [replace(self, **dict(zip(names, piece, strict=True))) for piece in pieces]
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
 
 
 def first_fit_decreasing(lengths: Sequence[int], room: int) -> list[tuple[int, ...]]:

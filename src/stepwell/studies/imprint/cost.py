@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.devices import Work
+from stepwell.devices import Chunks, Work
 from stepwell.studies.imprint.params import (
     Arc,
     Arithmetic,
@@ -45,7 +45,8 @@ def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]
     columns = sum(slots + length for length in lengths)
     # The backward pass to c costs a forward pass: no weight has a gradient.
     flop = 2 * runs * 2.0 * (columns * layers + sum(lengths) * width * vocabulary)
-    return Work(flop=flop, tokens=runs * columns, precision=_precision(inputs["model"], axes))
+    chunks = Chunks(items=pairs, size=params.chunk)
+    return Work(flop=flop, tokens=runs * columns, precision=_precision(inputs["model"], axes), shared=chunks)
 
 
 def of_baselines(params: BaselineParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:

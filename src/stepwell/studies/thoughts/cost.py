@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.devices import Work
+from stepwell.devices import Steps, Work
 from stepwell.latents.conditions import interventions
 from stepwell.studies.thoughts.params import (
     AskParams,
@@ -29,6 +29,8 @@ TEXT_ANSWER, SYMBOL_ANSWER = 40, 8
 WITH_LATENTS = ("continuous", "frozen", "shared")
 KNOWN_BLOCK_PARAMETERS = {"gpt2": 85_056_000, "smollm2-135m": 106_203_456}
 """Parameters of the layers, embeddings left out, of models that need not be at hand to be planned with."""
+KNOWN_EMBEDDINGS = {"gpt2": 39_383_808, "smollm2-135m": 28_311_552}
+"""Parameters of the embeddings of the same models; of models from scratch they are few."""
 
 
 def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -40,7 +42,11 @@ def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[st
         return None
     steps = params.total_steps(max(1, data.n_train // (params.batch_size * params.accumulation)))
     tokens = steps * params.batch_size * params.accumulation * columns(model, data)
-    return Work(flop=3.0 * per_column * tokens, tokens=tokens, precision=params.precision)
+    embeddings = KNOWN_EMBEDDINGS.get(model.model.name or "", 0) if isinstance(model.model, TextModel) else 0
+    shared = Steps(
+        n=steps, batches=params.accumulation, rows=params.batch_size, trained=per_column / 2 + embeddings
+    )  # fmt: skip
+    return Work(flop=3.0 * per_column * tokens, tokens=tokens, precision=params.precision, shared=shared)
 
 
 def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:

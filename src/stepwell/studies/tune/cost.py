@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from stepwell.devices import Memory, Precision, Work
+from stepwell.devices import Memory, Precision, Steps, Work
 from stepwell.studies.qa.cost import BYTES, TRAINED, Reader, sized
 from stepwell.studies.tune.params import GradeParams, MergeParams, MineParams, TuneTrainParams
 
@@ -32,9 +32,10 @@ def of_training(params: TuneTrainParams, axes: Mapping[str, Any], inputs: Mappin
     if any(type(one) is MineParams for one in inputs.values()):
         n = math.ceil(n * FAILED / (1 - params.replay))
     tokens = (params.epochs or 1) * n * (problem + solution)
+    row = params.max_tokens if params.pack else problem + solution
+    a_step = params.batch_size * params.accumulation * row
     if params.steps is not None:
-        row = params.max_tokens if params.pack else problem + solution
-        tokens = min(tokens, params.steps * params.batch_size * params.accumulation * row)
+        tokens = min(tokens, params.steps * a_step)
     share = solution / (problem + solution)
     again = 2.0 if inputs["model"].gradient_checkpointing else 0.0
     adapters = known.adapters(params.lora)
@@ -43,7 +44,10 @@ def of_training(params: TuneTrainParams, axes: Mapping[str, Any], inputs: Mappin
         # A task's support is read once an inner step, and its query once.
         support = params.meta.support_rows(params.batch_size) / params.batch_size
         flop *= support * params.meta.inner_steps + 1 - support
-    return Work(flop=flop, tokens=int(tokens), precision=known.precision,
+    shared = Steps(
+        n=math.ceil(tokens / a_step), batches=params.accumulation, rows=params.batch_size, trained=adapters
+    )  # fmt: skip
+    return Work(flop=flop, tokens=int(tokens), precision=known.precision, shared=shared,
                 memory=_trained(params, known, inputs, share, adapters))  # fmt: skip
 
 

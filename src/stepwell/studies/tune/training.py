@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from stepwell.adapt.lora import LoRA
+from stepwell.adapt.sharding import shard_frozen
 from stepwell.errors import StepwellError
 from stepwell.grading.mining import read_failures, with_replay
 from stepwell.merging.base import BaseIdentity
@@ -31,7 +32,8 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
     """Train, and save the adapter in PEFT's format with the identity of its base."""
     state, base, data = ctx.restored(), base_of(ctx), Drawn.of(ctx)
     need_full_precision(base.folder, allowed=base.params.allow_quantised)
-    backbone = base.load(ctx.device)
+    # What no device holds whole is loaded beside it, and moved there in parts.
+    backbone = base.load("cpu" if ctx.shard else ctx.device)
     if params.pack:
         prove_packing(backbone)
     identity, form = BaseIdentity.of(base.folder), ChatFormat.of(backbone.tokenizer)
@@ -55,6 +57,9 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
             base_sha256=identity.sha256, trainable=lora.parameter_count(),
         )  # fmt: skip
         _write_categories(stream, categories or {}, ctx)
+    if ctx.shard:
+        held, weights = shard_frozen(backbone, ctx.ranks, ctx.device)
+        ctx.event("sharded", processes=ctx.ranks.size, held=held, weights=weights)
     began = time.perf_counter()
     Training(
         model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,

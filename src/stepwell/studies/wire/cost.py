@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from stepwell.adapt.params import LoraParams
-from stepwell.devices import Memory, Work
+from stepwell.devices import Memory, Steps, Work
 from stepwell.latents.encoder_specs import BytesSpec, LMSpec, Queries
 from stepwell.studies.qa.cost import BYTES, FLOAT, TRAINED, Reader, reader, share_of, tested
 from stepwell.studies.wire.params import (
@@ -50,9 +50,13 @@ def of_encoder(params: EncoderParams, axes: Mapping[str, Any], inputs: Mapping[s
     looks = (steps // auto.every + 1) * 2 * min(auto.held or held, held)
     backward = 2.0 * columns * known.layers + 4.0 * auto.tokens * known.head + 2.0 * encoding(arm, known)
     memory = _held(known, arm, vectors, auto.recipe.batch_size, columns, auto.tokens, taught=False)
+    shared = Steps(
+        n=steps, batches=auto.recipe.accumulation, rows=auto.recipe.batch_size,
+        trained=trained(arm, known, vectors), repeated=looks * forward,
+    )  # fmt: skip
     return Work(
         flop=items * (forward + backward) + looks * forward, tokens=items * columns, precision=known.precision,
-        memory=memory,
+        memory=memory, shared=shared,
     )  # fmt: skip
 
 
@@ -157,14 +161,18 @@ def _training(
     look = looked * (2.0 * (columns - ANSWER) * known.layers + 2.0 * known.head + encoding(arm, known))
     answers = _short(known, vectors[-1]).answering(min(held.answered, looked) or 1, held.batch_size)
     times_answered = steps // held.answer_every + 1 if held.answered else 0
-    flop = items * (latent * a_latent + (1 - latent) * a_text) + teacher
-    flop += (steps // held.every) * look + times_answered * answers.flop
+    flop = items * (latent * a_latent + (1 - latent) * a_text)
+    repeated = (steps // held.every) * look + times_answered * answers.flop + teacher
     lora = params.lora if isinstance(params, StageBParams) else None
     longest = (1 + vectors[-1] if lora is None else known.longest) + known.anchor + known.answer
     memory = _held(known, arm, vectors[-1], recipe.batch_size, longest, known.answer, taught=taught, lora=lora)
     host = asked * ANSWER * known.width * BYTES[known.precision]
-    return Work(flop=flop, tokens=int(items * (latent * columns + (1 - latent) * known.prompt)),
-                precision=known.precision, memory=replace(memory, host=float(host)))  # fmt: skip
+    shared = Steps(
+        n=steps, batches=recipe.accumulation, rows=recipe.batch_size,
+        trained=trained(arm, known, vectors[-1], lora), repeated=repeated,
+    )  # fmt: skip
+    return Work(flop=flop + repeated, tokens=int(items * (latent * columns + (1 - latent) * known.prompt)),
+                precision=known.precision, memory=replace(memory, host=float(host)), shared=shared)  # fmt: skip
 
 
 def _held(

@@ -30,6 +30,7 @@ from stepwell.losses import (
     reconstruction,
     teacher_forced_ce,
 )
+from stepwell.ranks import spans
 from stepwell.shapes import embedding_table
 from stepwell.studies.wire.model import Wire
 from stepwell.studies.wire.params import OF_PREFIX, OF_TEXT, TAUGHT, TrainingParams
@@ -52,15 +53,14 @@ class Rows:
 
     def parts(self, count: int) -> list[Rows]:
         """The micro-batch in so many parts, or fewer; each draws for itself."""
-        size = -(-(len(self.latent) + len(self.text)) // count)
         read = [*((item, True) for item in self.latent), *((item, False) for item in self.text)]
         return [
             Rows(
-                latent=tuple(item for item, latent in read[at : at + size] if latent),
-                text=tuple(item for item, latent in read[at : at + size] if not latent),
+                latent=tuple(item for item, latent in read[span] if latent),
+                text=tuple(item for item, latent in read[span] if not latent),
                 number=self.number * count + part,
             )
-            for part, at in enumerate(range(0, len(read), size))
+            for part, span in enumerate(spans(len(read), count))
         ]
 
 
