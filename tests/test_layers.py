@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("latents", "objectives", "losses", "adapt", "merging", "tasks", "similarity"),
     ("train", "fitting", "answering", "answers", "evaluate", "analysis", "audit", "monitor", "stage", "track", "sft"),
-    ("plan", "gate", "grading", "store", "kinds", "estimate", "coconut"),
+    ("plan", "gate", "grading", "store", "kinds", "estimate", "scale", "coconut"),
     ("engine", "studies"),
     ("report", "runner", "compare"),
     ("cli", "__main__"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from stepwell import kinds
 from stepwell.devices import Device, Memory, Work, find_device
-from stepwell.plan import Plan, jobs
+from stepwell.plan import Job, Plan, jobs
 from stepwell.plan.check import params_of
 from stepwell.spec import Spec
 
@@ -103,14 +103,13 @@ def hours_alone(plan: Plan, device: str | None = None) -> dict[str, float | None
     """Job -> hours of one device that it takes by itself; None where its kind gives no estimate."""
     where = device_of(plan, device)
     return {
-        job: None if work is None else where.seconds(work, plan.threads_per_job) / 3600
-        for job, work in works(plan).items()
+        job.id: None if work is None else where.seconds(work, plan.threads_per_job) / 3600 for job, work in works(plan)
     }
 
 
-def works(plan: Plan) -> dict[str, Work | None]:
-    """Job -> what it has to do; None where its kind gives no estimate."""
-    return {job.id: _work(plan, job.stage, job.axes) for job in jobs(plan)}
+def works(plan: Plan) -> list[tuple[Job, Work | None]]:
+    """Every job with what it has to do; None where its kind gives no estimate."""
+    return [(job, _work(plan, job.stage, job.axes)) for job in jobs(plan)]
 
 
 def at_once(plan: Plan, device: str | None = None) -> int:
@@ -120,7 +119,7 @@ def at_once(plan: Plan, device: str | None = None) -> int:
 
 def device_of(plan: Plan, device: str | None = None) -> Device:
     """The device of an estimate: the one named, else the plan's, `h100` standing for `cuda`."""
-    return finddevice_of(device or {"cuda": "h100"}.get(plan.device, "cpu"))
+    return find_device(device or {"cuda": "h100"}.get(plan.device, "cpu"))
 
 
 def _largest(held: list[Memory | None]) -> Memory | None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 from typer.main import get_command
 
-from stepwell.cli import analyze, compare, data, merging, runs, sandbox, sft
+from stepwell.cli import analyze, compare, data, merging, runs, sandbox, scale, sft
 from stepwell.errors import StepwellError
 
 USAGE_ERROR, FAILED = 3, 4
@@ -25,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 runs.add_to(app)
+scale.add_to(app)
 compare.add_to(app)
 analyze.add_to(app)
 data.add_to(app)

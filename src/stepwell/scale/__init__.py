@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from stepwell import kinds
-from stepwell.devices import Device, Steps, Work
-from stepwell.estimate import device_of, works
-from stepwell.plan import Plan, jobs
+from stepwell.devices import Device, Steps, Work, find_device
+from stepwell.errors import StepwellError
+from stepwell.estimate import works
+from stepwell.plan import Plan
 from stepwell.plan.order import waits
-from stepwell.scale.jobs import A_MACHINE, Taken, can_share, held_by_one, taken
-from stepwell.scale.schedule import Task, longest_path, schedule
+from stepwell.scale.dispatch import Task, longest_path, schedule
+from stepwell.scale.shares import A_MACHINE, Taken, can_share, held_by_one, taken
 
 __all__ = ["WAITING", "Point", "Scale", "scale"]
 
@@ -62,7 +63,6 @@ class Scale:
         half: the plan on the smallest number at which efficiency is below one half; None where there are no points.
         unknown: stage -> its jobs without an estimate, and all its jobs.
         conditional: stages that wait for a route, and are left out.
-        not_shared: stages whose trainings several devices cannot share here, for the link between them is not known.
     """
 
     device: Device
@@ -74,18 +74,24 @@ class Scale:
 
 
 def scale(
-    plan: Plan, devices: Sequence[int] = (1, 8, 64, 512), device: str | None = None, hourly_price: float | None = None
+    plan: Plan, devices: Sequence[int] = (1, 8, 64, 512), device: str = "h100", hourly_price: float | None = None
 ) -> Scale:
     """A plan on several numbers of devices.
 
     Args:
         devices: how many, 1 or more.
-        device: as of `stepwell.estimate.estimate`.
+        device: a name from the table or from the calibration.
         hourly_price: of one device, in the plan's currency; by default the plan's.
+
+    Raises:
+        StepwellError: an unknown device, or one of a machine's own cores; the plan is not sound.
     """
-    model = _Model.of(plan, device, plan.hourly_price if hourly_price is None else hourly_price)
+    where = find_device(device)
+    if where.cores:
+        raise StepwellError(f"`{device}` is no device of which a machine has {A_MACHINE}", "Name a GPU: --device h100.")
+    model = _Model.of(plan, where, plan.hourly_price if hourly_price is None else hourly_price)
     return Scale(
-        device=model.device, currency=plan.currency,
+        device=where, currency=plan.currency,
         points=tuple(model.best(n) for n in devices) if model.works else (),
         half=model.half() if model.works else None,
         unknown=model.unknown,
@@ -106,23 +112,22 @@ class _Model:
     unknown: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of(cls, plan: Plan, device: str | None, price: float | None) -> _Model:
-        wanted = [job for job in jobs(plan) if plan.stage(job.stage).on is None]
-        found = works(plan)
-        known = {job.id: work for job in wanted if (work := found[job.id]) is not None}
-        without = Counter(job.stage for job in wanted if job.id not in known)
-        of_all = Counter(job.stage for job in wanted)
+    def of(cls, plan: Plan, device: Device, price: float | None) -> _Model:
+        found = [(job, work) for job, work in works(plan) if plan.stage(job.stage).on is None]
+        known = {job.id: work for job, work in found if work is not None}
+        without = Counter(job.stage for job, work in found if work is None)
+        of_all = Counter(job.stage for job, _ in found)
         before = waits(plan, plan.gates)
         return cls(
-            plan=plan, device=device_of(plan, device), price=price, works=known,
-            stages={job.id: job.stage for job in wanted},
+            plan=plan, device=device, price=price, works=known, stages={job.id: job.stage for job, _ in found},
             needs={id: tuple(dict.fromkeys(_known(id, before, known))) for id in known},
             unknown={stage: (n, of_all[stage]) for stage, n in without.items()},
         )  # fmt: skip
 
     def best(self, n: int) -> Point:
         """The fastest `devices` of the plan on n devices; of several, the smallest."""
-        return min((self.at(n, each) for each in self._options(n)), key=lambda point: (point.hours, point.each))
+        points = (self.at(n, each, among) for each in self._options(n) for among in {n, n - n % each})
+        return min(points, key=lambda point: (point.hours, point.each))
 
     def _options(self, n: int) -> Iterator[int]:
         kinds_of = {kinds.kind(stage.kind).parallel for stage in self.plan.stages if stage.on is None}
@@ -133,14 +138,17 @@ class _Model:
             yield each
             each *= 2
 
-    def at(self, n: int, each: int) -> Point:
-        """On n devices, `each` for a job that can use several."""
+    def at(self, n: int, each: int, among: int) -> Point:
+        """On n devices, `each` for a job that can use several, with jobs on so many `among` them.
+
+        A queue without foresight can be slower on a few more devices (Graham 1969): then those are left alone.
+        """
         took = {id: taken(work, self.device, each, self.plan.threads_per_job) for id, work in self.works.items()}
         tasks = [self._task(id, job) for id, job in took.items()]
-        hours = schedule(tasks, n, A_MACHINE).seconds / 3600
+        hours = schedule(tasks, among, A_MACHINE).seconds / 3600
         alone = sum(taken(work, self.device, 1, self.plan.threads_per_job).seconds for work in self.works.values())
         used = sum(job.devices * job.seconds for job in took.values()) / 3600
-        lost: Counter[str] = Counter({WAITING: n * hours - used})
+        lost: Counter[str] = Counter({WAITING: max(0.0, n * hours - used)})
         for job in took.values():
             for cause, seconds in job.lost.items():
                 lost[cause] += seconds / 3600
