@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.answering import Read, carried_on
-from stepwell.decode import Decoded, greedy, left_padded, right_padded
+from stepwell.decode import Decoded, left_padded, right_padded
 from stepwell.errors import StepwellError
 from stepwell.latents.contract import Contract
 from stepwell.objectives import IGNORE, supervised
 from stepwell.shapes import Backbone, evaluating
 from stepwell.tasks.base import QA, Scorer
 from stepwell.tasks.qa_scores import score_squad, squad_form
+from stepwell.writing import GoOn, own
 
 ErrorMode = Literal["", "empty", "repetition", "too long", "wrong"]
 
@@ -198,6 +199,7 @@ def answer_items(
     *,
     text_of: Callable[[QA], Sequence[int]] | None = None,
     score: Scorer = score_squad,
+    go_on: GoOn = own,
 ) -> Iterator[AnswerRecord]:
     """Ask every item, greedily, under one limit for all; the same whatever the batch.
 
@@ -212,6 +214,7 @@ def answer_items(
         batch_size: rows at a time.
         text_of: item -> the tokens up to its anchor, such as a control's; None = `Contract.text`.
         score: of the task.
+        go_on: writes the answers after the rows that `backbone` read.
 
     Yields:
         One record an item, in order.
@@ -237,12 +240,13 @@ def answer_items(
             else:
                 given = prefix_of([bare[row] for row in rows])
                 asked = given if isinstance(given, Asked) else Asked.of_prefix(contract, given)
-            found |= zip(rows, _answered(backbone, contract, [some[row] for row in rows], asked, score), strict=True)
+            made = _answered(backbone, contract, [some[row] for row in rows], asked, score, go_on)
+            found |= zip(rows, made, strict=True)
         yield from (found[row] for row in range(len(some)))
 
 
 def _answered(
-    backbone: Backbone, contract: Contract, items: Sequence[QA], asked: Asked, score: Scorer
+    backbone: Backbone, contract: Contract, items: Sequence[QA], asked: Asked, score: Scorer, go_on: GoOn
 ) -> list[AnswerRecord]:
     if len(asked.embeds) != len(items):
         raise StepwellError(f"there are {len(asked.embeds)} prefixes for {len(items)} items", "give one an item")
@@ -255,10 +259,7 @@ def _answered(
                 f"item {worst.id!r}: what stands in place of its text makes the model's logits not finite",
                 "look for NaN in the prefix or in the adapter's weights",
             )
-        written = greedy(
-            backbone, read.hidden, cache=read.cache, mask=read.mask, positions=read.positions, stop=contract.stops,
-            limit=contract.params.max_answer_tokens,
-        )  # fmt: skip
+        written = go_on(backbone, read, asked.embeds, stop=contract.stops, limit=contract.params.max_answer_tokens)
         nats = answer_nats(backbone, read, [contract.target(item) for item in items])
     best = likely.argmax(-1).tolist()
     five = likely.topk(min(5, likely.shape[1])).indices.tolist()

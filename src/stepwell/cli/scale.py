@@ -60,6 +60,8 @@ def shown(plan: Plan, found: Scale) -> Iterable[Any]:
     if found.half is not None:
         columns = ("GPUs", "devices", "time", "held", "used", "price", "efficiency", "memory", "most is lost to")
         yield show.table(columns, [_row(point, found) for point in found.points], right=columns[:-1])
+        if all(point.memory is None for point in found.points):
+            yield "memory: no stage says what it holds"
         yield _stops(found.half)
     else:
         yield "no stage of this plan has an estimate"

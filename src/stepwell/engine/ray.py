@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +21,7 @@ from stepwell.errors import StepwellError
 from stepwell.plan import Plan
 from stepwell.store import RunFolder
 
+SECONDS_BETWEEN_LOOKS = 0.1
 ADDRESS = "RAY_ADDRESS"
 """Names a cluster: to Ray here, and to the workers of a job, which may start more."""
 
@@ -74,18 +76,21 @@ class RayEngine:
     def wait(self, handles: Collection[Handle], seconds: float) -> set[Handle]:
         """Those whose task ended."""
         tasks = [handle.task for handle in cast("Collection[RayHandle]", handles) if handle.outcome is None]
-        if self._now:
-            for task in tasks:
-                self._ray.cancel(task, force=True)
-        if tasks:
-            ended, _ = self._ray.wait(tasks, num_returns=1, timeout=seconds)
-            for task in ended:
-                handle = self._live.pop(task)
-                handle.outcome = self._outcome(task)
+        deadline, ended, left = time.monotonic() + seconds, [], seconds
+        while tasks and not ended and left > 0:
+            if self._now:
+                for task in tasks:
+                    self._ray.cancel(task, force=True)
+            # Python handles no signal while Ray waits, and two that come meanwhile would count as one.
+            ended, _ = self._ray.wait(tasks, num_returns=1, timeout=min(left, SECONDS_BETWEEN_LOOKS))
+            left = deadline - time.monotonic()
+        for task in ended:
+            handle = self._live.pop(task)
+            handle.outcome = self._outcome(task)
         return {handle for handle in handles if handle.outcome is not None}
 
     def stop(self, *, now: bool) -> None:
-        """Write the run's stop file, which jobs look for at their checkpoints; or end the tasks, at the next wait.
+        """Write the run's stop file, which jobs look for at their checkpoints; or end the tasks, in `wait`.
 
         A signal handler may be what calls this, in the middle of a call of Ray: it is not called from here.
         """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from stepwell import kinds
 from stepwell.devices import Device, Steps, Work, find_device
@@ -148,19 +148,20 @@ class _Model:
         hours = schedule(tasks, among, A_MACHINE).seconds / 3600
         alone = sum(taken(work, self.device, 1, self.plan.threads_per_job).seconds for work in self.works.values())
         used = sum(job.devices * job.seconds for job in took.values()) / 3600
-        lost: Counter[str] = Counter({WAITING: max(0.0, n * hours - used)})
+        lost = {WAITING: max(0.0, n * hours - used)}
         for job in took.values():
             for cause, seconds in job.lost.items():
-                lost[cause] += seconds / 3600
+                lost[cause] = lost.get(cause, 0.0) + seconds / 3600
         memory = [held_by_one(self.works[id], job.devices, shard=self.plan.shard) for id, job in took.items()]
-        chain: Counter[str] = Counter()
+        chain: dict[str, float] = {}
         for task in longest_path(tasks):
-            chain[self.stages[task.id]] += task.seconds / 3600
+            stage = self.stages[task.id]
+            chain[stage] = chain.get(stage, 0.0) + task.seconds / 3600
         return Point(
             devices=n, each=each, hours=hours, used=used, held=n * hours, efficiency=alone / 3600 / (n * hours),
             price=None if self.price is None else n * hours * self.price,
             memory=max((held for held in memory if held is not None), default=None),
-            lost=dict(lost), chain=tuple(chain.items()),
+            lost=lost, chain=tuple(chain.items()),
         )  # fmt: skip
 
     def _task(self, id: str, job: Taken) -> Task:

@@ -85,7 +85,7 @@ def longest_path(tasks: Sequence[Task]) -> list[Task]:
 
 
 def remaining(tasks: Sequence[Task]) -> dict[str, float]:
-    """Task -> seconds from its beginning to the end of the longest chain that it begins. 0 for what waits for itself."""
+    """Task -> seconds of the longest chain that begins with it; 0 for what waits for itself."""
     following = _following(tasks)
     open_ends = {task.id: len(following[task.id]) for task in tasks}
     by_id = {task.id: task for task in tasks}

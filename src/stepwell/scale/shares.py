@@ -11,7 +11,7 @@ from stepwell.ranks import Ranks, spans
 A_MACHINE = 8
 """Devices of a machine. One training has no more: `torchrun --standalone` begins its processes on one machine."""
 START_SECONDS = 3.5
-"""From nothing to a process that has torch and transformers: measured on the two cores of docs/results, without CUDA."""
+"""From nothing to a process that has torch and transformers: measured on the two CPU cores of docs/results."""
 LOAD_BYTES_PER_SECOND = 1e9
 """Weights from a disk to a device: assumed, not measured."""
 BYTES_OF_A_GRADIENT = 4

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from stepwell import models
 from stepwell.answers import Asked
 from stepwell.backbone import HFBackbone
 from stepwell.latents.contract import Contract
 from stepwell.stage import StageContext
 from stepwell.studies.qa.data import SPLITS, read_split
 from stepwell.studies.qa.params import QAModelParams
+from stepwell.writing import Writing
 
 TOLERANCE = 1e-3
 PROBED = 2
@@ -53,7 +55,19 @@ def reads_alike(contract: Contract, folder: Path) -> tuple[bool, str]:
 
 def loaded(ctx: StageContext) -> Contract:
     """The contract of the model stage, with its model."""
-    (made,) = ctx.inputs["model"]
-    params = QAModelParams.model_validate(dict(made.job.params))
+    params = _model_of(ctx)
     backbone = HFBackbone.load(params.name, precision=params.precision, device=ctx.device)
     return Contract.of(backbone, params.contract)
+
+
+def writing_of(ctx: StageContext, vllm: bool, *, unless: str = "") -> Writing:
+    """What writes answers after what the model of the model stage read; `unless`: why vLLM is not fit for it."""
+    if not vllm:
+        return Writing()
+    params = _model_of(ctx)
+    return Writing.of(lambda: models.locate(params.name), params.precision, unless=unless)
+
+
+def _model_of(ctx: StageContext) -> QAModelParams:
+    (made,) = ctx.inputs["model"]
+    return QAModelParams.model_validate(dict(made.job.params))

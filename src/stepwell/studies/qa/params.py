@@ -81,12 +81,14 @@ class TextParams(Spec):
         cut_bytes: byte budgets: cut to so many bytes of UTF-8, the question kept.
         items: the first so many of the test set; 0 = all.
         batch_size: items at a time.
+        vllm: let vLLM write the answers where it is to be had and fit, else our own decoding; an event says why.
     """
 
     cut_tokens: tuple[Some, ...] = ()
     cut_bytes: tuple[Some, ...] = ()
     items: Count = 0
     batch_size: Some = 16
+    vllm: bool = False
 
 
 ITEM = frozenset({"set", "id", "condition", "question", "answers", "prediction", "em", "f1", "first_token", "bytes"})

@@ -13,26 +13,27 @@ from stepwell.latents.contract import Contract
 from stepwell.shapes import embedded as token_embeddings
 from stepwell.stage import StageContext
 from stepwell.studies.qa.data import read_split
-from stepwell.studies.qa.models import loaded
+from stepwell.studies.qa.models import loaded, writing_of
 from stepwell.studies.qa.params import TextParams
 from stepwell.tasks.base import QA
+from stepwell.writing import Writing
 
 
 def answer_text(params: TextParams, ctx: StageContext) -> None:
     """One record an item and condition: `text`, `ceiling`, `tokens-M`, `bytes-N`."""
-    contract = loaded(ctx)
+    contract, writing = loaded(ctx), writing_of(ctx, params.vllm)
     (data,) = ctx.inputs["data"]
     items = read_split(data.folder, "test", params.items)
     budgets = [("tokens", n) for n in params.cut_tokens] + [("bytes", n) for n in params.cut_bytes]
     every = 2 + len(budgets)
-    records = ask(contract, items, batch_size=params.batch_size, ctx=ctx, condition="text")
+    records = ask(contract, items, batch_size=params.batch_size, ctx=ctx, condition="text", writing=writing)
     rows = write_items(ctx, "test", "text", items, records, lambda item: text_bytes(contract, item))
     alarm = nll_alarm([row.to_record() for row in rows], contract.backbone.vocabulary)
     ctx.write("check", name="text-nll", passed=not alarm, detail=alarm or "below that of a uniform guess")
     ctx.progress(1, every)
     ctx.stop_if_asked()
     found = ask(
-        contract, items, batch_size=params.batch_size, ctx=ctx, condition="ceiling",
+        contract, items, batch_size=params.batch_size, ctx=ctx, condition="ceiling", writing=writing,
         prefix_of=lambda some: embedded(contract, some),
     )  # fmt: skip
     write_items(ctx, "test", "ceiling", items, found, lambda item: text_bytes(contract, item))
@@ -40,7 +41,7 @@ def answer_text(params: TextParams, ctx: StageContext) -> None:
     for done, (unit, n) in enumerate(budgets, 3):
         cuts = {item.id: contract.cut(item, **{unit: n}) for item in items}
         found = ask(
-            contract, items, batch_size=params.batch_size, ctx=ctx, condition=f"{unit}-{n}",
+            contract, items, batch_size=params.batch_size, ctx=ctx, condition=f"{unit}-{n}", writing=writing,
             text_of=lambda item, cuts=cuts: cuts[item.id].ids,
         )  # fmt: skip
         write_items(ctx, "test", f"{unit}-{n}", items, found, lambda item, cuts=cuts: cuts[item.id].bytes)
@@ -70,13 +71,24 @@ def laid_out(contract: Contract, prefixes: Iterable[Tensor]) -> Asked:
 
 
 def ask(
-    contract: Contract, items: Sequence[QA], *, batch_size: int, ctx: StageContext, condition: str,
+    contract: Contract, items: Sequence[QA], *, batch_size: int, ctx: StageContext, condition: str, writing: Writing,
     prefix_of: Callable[[Sequence[QA]], Tensor | Asked] | None = None,
     text_of: Callable[[QA], Sequence[int]] | None = None,
 ) -> list[AnswerRecord]:  # fmt: skip
-    """The answers under one condition; their wall-clock time, what makes the prompts included, goes to the events."""
-    began = time.perf_counter()
-    found = list(answer_items(contract.backbone, contract, items, prefix_of, batch_size, text_of=text_of))
+    """The answers under one condition.
+
+    Their wall-clock time, what makes the prompts included, goes to the events; and, where our own decoding took the
+    place of vLLM, why: once for each reason.
+    """
+    began, reasons = time.perf_counter(), dict[str, None]()
+    found = list(
+        answer_items(
+            contract.backbone, contract, items, prefix_of, batch_size, text_of=text_of,
+            go_on=writing.telling(lambda why: reasons.setdefault(why)),
+        )
+    )  # fmt: skip
+    for why in reasons:
+        ctx.event("writer", condition=condition, by="stepwell", why=why)
     ctx.event("answered", condition=condition, n=len(items), seconds=round(time.perf_counter() - began, 3))
     return found
 

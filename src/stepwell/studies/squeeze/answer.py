@@ -12,7 +12,7 @@ from stepwell.latents.restorer import Restorer
 from stepwell.latents.wirebytes import bytes_on_wire, quantise_latents
 from stepwell.stage import Input, StageContext
 from stepwell.studies.qa.data import read_split
-from stepwell.studies.qa.models import loaded
+from stepwell.studies.qa.models import loaded, writing_of
 from stepwell.studies.qa.text import ask, laid_out, prompt_embeddings, text_bytes
 from stepwell.studies.squeeze.params import AnswerParams
 from stepwell.studies.squeeze.restore import FILE
@@ -21,7 +21,7 @@ from stepwell.tasks.base import QA
 
 def answer(params: AnswerParams, ctx: StageContext) -> None:
     """One record an item and number of bits, beside the ceiling's F1 on the same item."""
-    contract = loaded(ctx)
+    contract, writing = loaded(ctx), writing_of(ctx, params.vllm)
     (data,), (text,) = ctx.inputs["data"], ctx.inputs["text"]
     ceiling = {row["id"]: row["f1"] for row in text.records("item") if row["condition"] == "ceiling"}
     restorer = Restorer.load(trained(ctx).folder / FILE).to(next(contract.backbone.parameters()).device)
@@ -30,7 +30,7 @@ def answer(params: AnswerParams, ctx: StageContext) -> None:
     for done, bits in enumerate(params.bits, 1):
         condition = arm if bits == 32 else f"{arm}-{bits}bit"
         found = ask(
-            contract, items, batch_size=params.batch_size, ctx=ctx, condition=condition,
+            contract, items, batch_size=params.batch_size, ctx=ctx, condition=condition, writing=writing,
             prefix_of=lambda some, bits=bits: through(contract, restorer, some, bits),
         )  # fmt: skip
         for item, record in zip(items, found, strict=True):

@@ -74,6 +74,7 @@ class AnswerParams(Spec):
         batch_size: items at a time.
         bits: of the numbers on the wire; 32 = as they are. The accuracy is measured after each.
         share, floor: of the ceiling's F1: what is asked of a result, and below what it is given up.
+        vllm: let vLLM write the answers where it is to be had and fit, else our own decoding; an event says why.
     """
 
     items: Count = 0
@@ -81,6 +82,7 @@ class AnswerParams(Spec):
     bits: tuple[Literal[32, 16, 8, 4], ...] = (32,)
     share: float = Field(default=0.7, gt=0, le=1)
     floor: float = Field(default=0.5, gt=0, le=1)
+    vllm: bool = False
 
 
 OBJECTIVES = ("mse", "cosine", "next_token")

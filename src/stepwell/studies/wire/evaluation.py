@@ -15,13 +15,14 @@ from stepwell.latents.contract import Contract
 from stepwell.latents.wirebytes import bytes_on_wire, quantise_latents
 from stepwell.stage import Input, StageContext
 from stepwell.studies.qa.data import read_split
-from stepwell.studies.qa.models import loaded
+from stepwell.studies.qa.models import loaded, writing_of
 from stepwell.studies.qa.text import ask, text_bytes
 from stepwell.studies.wire.model import FOLDER, Prefix, Wire, mapped
 from stepwell.studies.wire.params import AnswerParams
 from stepwell.studies.wire.training import texts_of, trained
 from stepwell.tasks.base import QA
 from stepwell.tasks.qa_scores import squad_form
+from stepwell.writing import ADAPTED, DEEP
 
 MODES = ("empty", "repetition", "too long", "wrong")
 BINS = 10
@@ -54,6 +55,8 @@ def answer(params: AnswerParams, ctx: StageContext) -> None:
     train = read_split(data.folder, "train", params.mean_of)
     wire = Wire.load(contract, trained(ctx).folder / FOLDER, texts=texts_of(contract, train))
     wire.train(False)
+    unless = ADAPTED if wire.speaker is not None else DEEP if wire.deep is not None else ""
+    writing = writing_of(ctx, params.vllm, unless=unless)
     whole = rows_of(text, "text")
     cuts = {vectors: rows_of(text, f"tokens-{vectors}") for vectors in wire.vectors}
     items = [item for item in read_split(data.folder, "test", params.items) if item.id in whole]
@@ -61,7 +64,7 @@ def answer(params: AnswerParams, ctx: StageContext) -> None:
     for done, condition in enumerate(every, 1):
         with wire.speaking():
             found = ask(
-                contract, items, batch_size=params.batch_size, ctx=ctx, condition=condition.name,
+                contract, items, batch_size=params.batch_size, ctx=ctx, condition=condition.name, writing=writing,
                 prefix_of=lambda some, condition=condition: laid_out(wire, condition, some),
             )  # fmt: skip
         write(ctx, contract, condition, items, found, whole, cuts[condition.vectors])

@@ -257,9 +257,11 @@ class AnswerParams(Spec):
         batch_size: items at a time.
         bits: of the numbers on the wire; 32 = as they are. The accuracy is measured after each.
         mean_of: prefixes of so many training items make the mean prefix; 0 = all.
+        vllm: let vLLM write the answers where it is to be had and fit, else our own decoding; an event says why.
     """
 
     items: Count = 0
     batch_size: Some = 16
     bits: Annotated[tuple[Literal[32, 16, 8, 4], ...], Field(min_length=1)] = (32, 16, 8, 4)
     mean_of: Count = 256
+    vllm: bool = False
