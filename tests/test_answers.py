@@ -326,12 +326,12 @@ def test_the_alarm_weighs_tokens():
 # Scores and error modes: fault 12.
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, text: str, stopped: bool, item: QA) -> AnswerRecord:
+def scripted(text: str, stopped: bool, item: QA) -> AnswerRecord:
     """The record of an item to which a model answers a text."""
     contract = contract_of(letters(), template="chat", no_answer="none")
     ids = tuple(letters().tokenizer.encode(text, add_special_tokens=False))
-    monkeypatch.setattr(answers, "greedy", lambda *_, **__: [Decoded(ids=ids, stopped=stopped)])
-    (record,) = answer_items(contract.backbone, contract, [item])
+    written = [Decoded(ids=ids, stopped=stopped)]
+    (record,) = answer_items(contract.backbone, contract, [item], go_on=lambda *_, **__: written)
     return record
 
 
@@ -352,24 +352,22 @@ def scripted(monkeypatch: pytest.MonkeyPatch, text: str, stopped: bool, item: QA
         ("Rollo Rollo", True, False, 2 / 3, "too long"),
     ],
 )
-def test_scores_and_error_modes(
-    monkeypatch: pytest.MonkeyPatch, text: str, stopped: bool, em: bool, f1: float, mode: str
-):
-    record = scripted(monkeypatch, text, stopped, ITEMS[0])
+def test_scores_and_error_modes(text: str, stopped: bool, em: bool, f1: float, mode: str):
+    record = scripted(text, stopped, ITEMS[0])
     assert (record.em, record.f1, record.error_mode) == (em, pytest.approx(f1), mode)
     assert record.tokens == len(text) and record.stopped == stopped
 
 
-def test_every_gold_answer_counts(monkeypatch: pytest.MonkeyPatch):
+def test_every_gold_answer_counts():
     item = QA(id="x", question="Who?", answers=("someone else", "Rollo"), context="It was Rollo.")
-    assert scripted(monkeypatch, "Rollo", True, item).em
-    assert not scripted(monkeypatch, "Rollo", True, replace(item, answers=item.answers[:1])).em
+    assert scripted("Rollo", True, item).em
+    assert not scripted("Rollo", True, replace(item, answers=item.answers[:1])).em
 
 
-def test_no_answer_is_right_where_there_is_none(monkeypatch: pytest.MonkeyPatch):
-    assert scripted(monkeypatch, "None", True, ITEMS[2]).em
-    assert scripted(monkeypatch, "", True, ITEMS[2]).em
-    assert scripted(monkeypatch, "Because", True, ITEMS[2]).error_mode == "wrong"
+def test_no_answer_is_right_where_there_is_none():
+    assert scripted("None", True, ITEMS[2]).em
+    assert scripted("", True, ITEMS[2]).em
+    assert scripted("Because", True, ITEMS[2]).error_mode == "wrong"
 
 
 @pytest.mark.parametrize(

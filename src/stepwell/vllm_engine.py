@@ -52,6 +52,8 @@ class Engine:
             raise StepwellError(
                 "the package vllm is not installed", "pip install vllm on a machine with a GPU, or decode without it"
             ) from None
+        if precision not in DTYPES:
+            raise StepwellError(f"vLLM cannot run this model here: it has no {precision}", "decode without it")
         options = {"enable_prompt_embeds": True, "gpu_memory_utilization": BESIDE} if embeds else {}
         try:
             llm = vllm.LLM(model=str(folder), dtype=DTYPES[precision], seed=seed, **options)

@@ -52,6 +52,27 @@ def test_nf4_takes_the_nearest_of_16_levels():
     torch.testing.assert_close(through_nf4(through_nf4(weight)), through_nf4(weight))
 
 
+OF_BITSANDBYTES = {
+    (64, 64): "0fff25f341f78fc4891d1fbf51f730e52f08597a8f8faa43d083d6e72ef549eb",
+    (96, 256): "3393aaea535825334d065fb0b6bbf63ff25fc6f0b417ce726accc244d614ec95",
+    (32, 1000): "5eebae6ff62c85f3c2a814bc5488f732a42f0e51c94f0d60cf7eb3ff71de1fc8",
+}
+"""Shape -> sha256 of what bitsandbytes 0.50.2 gives back, on the CPU, of `counted(*shape)`: quantize_4bit with blocksize 64,
+quant_type nf4 and compress_statistics=False, then dequantize_4bit. It is 125 MB, so its answers are kept here instead."""
+
+
+def counted(rows: int, columns: int) -> torch.Tensor:
+    """Weights that are the same in every release: whole numbers, scaled by a power of two."""
+    numbers = [(i * 7919 + 104729) * 31 % 10007 - 5003 for i in range(rows * columns)]
+    return torch.tensor(numbers, dtype=torch.float32).view(rows, columns) / 2**16
+
+
+@pytest.mark.parametrize("shape", OF_BITSANDBYTES)
+def test_nf4_is_that_of_bitsandbytes_to_the_bit(shape: tuple[int, int]):
+    found = through_nf4(counted(*shape))
+    assert hashlib.sha256(found.numpy().tobytes()).hexdigest() == OF_BITSANDBYTES[shape]
+
+
 def test_a_bf16_base_keeps_its_dtype_and_tells_what_was_lost(tmp_path: Path):
     base = saved_base(tmp_path / "base", dtype=torch.bfloat16)
     adapter_on(base, tmp_path / "small", size=0.01, target_modules=["q_proj"])

@@ -2,7 +2,7 @@
 
 Source: Dettmers et al. 2023, arXiv 2305.14314, section 3 and appendix E: blocks of 64 weights, each divided by its
 largest absolute value and rounded to the nearest of 16 quantiles of a normal distribution. The second quantisation, of
-the blocks' scales to 8 bits, is left out: it moves a weight by some 0.1% of its block's scale.
+the blocks' scales to 8 bits, is left out: it moves a weight by some 0.3% of its block's scale.
 """
 
 from __future__ import annotations

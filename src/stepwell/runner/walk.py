@@ -136,6 +136,7 @@ class Walk:
                 self.checked.add(job.id)
                 fault = self.folder.fault(job, self.identities[job.id])
                 if fault is None:
+                    self.folder.drop_checkpoint(job.id)  # a run killed right behind the marker has left it
                     self.schedule.state[job.id] = "done"
                     found = True
                     continue

@@ -55,6 +55,11 @@ class RunFolder:
         """The last state of a job that is not done."""
         return self.checkpoints(job) / "last.ckpt"
 
+    def drop_checkpoint(self, job: str) -> None:
+        """Remove the state of a job that is done, or no longer run."""
+        self.checkpoint(job).unlink(missing_ok=True)  # before its owner's name: what is left must never look foreign
+        shutil.rmtree(self.checkpoints(job), ignore_errors=True)
+
     def log(self, job: str) -> Path:
         """What a job printed."""
         return self.path / "logs" / f"{job}.log"
@@ -202,5 +207,5 @@ class RunFolder:
         for name, path in moves.items():
             with contextlib.suppress(FileNotFoundError):
                 path.rename(attic / name)
-        shutil.rmtree(self.checkpoints(job), ignore_errors=True)
+        self.drop_checkpoint(job)
         self.event("job-retired", job=job, folder=attic.relative_to(self.path).as_posix())

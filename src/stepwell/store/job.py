@@ -91,8 +91,7 @@ class JobStore:
         writer = self._writer
         facts = {"sha256": writer.sha256, "bytes": writer.bytes, "lines": writer.lines}
         self.run.write_marker(self.job, self.fingerprint, facts)
-        self._checkpoint.unlink(missing_ok=True)  # before its owner's name: what is left must never look foreign
-        shutil.rmtree(self.run.checkpoints(self.job.id), ignore_errors=True)
+        self.run.drop_checkpoint(self.job.id)
 
     def close(self) -> None:
         """Close the records; they stay as they are."""
