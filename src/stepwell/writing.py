@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +17,8 @@ from stepwell.vllm_engine import Engine
 
 DEEP = "vLLM cannot go on from keys and values that the adapter made (a deep prefix)"
 ADAPTED = "vLLM reads the model's folder, in which the adapter that speaks (LoRA) is not"
+FAR = 1.0
+"""Nats: rounding moves a token's likelihood by less, and embeddings that are read otherwise by more."""
 
 
 class GoOn(Protocol):
@@ -81,7 +83,7 @@ class Writing:
             why = self.why
             if self.engine is not None:
                 try:
-                    return _by_vllm(self.engine, read, embeds, stop, limit)
+                    return _by_vllm(self.engine, backbone, read, embeds, stop, limit)
                 except StepwellError as error:
                     why = error.cause
             if why:
@@ -91,7 +93,9 @@ class Writing:
         return go_on
 
 
-def _by_vllm(engine: Engine, read: Read, embeds: Tensor, stop: Collection[int], limit: int) -> list[Decoded]:
+def _by_vllm(
+    engine: Engine, backbone: Backbone, read: Read, embeds: Tensor, stop: Collection[int], limit: int
+) -> list[Decoded]:
     """Raises StepwellError where vLLM cannot go on with these rows, or fails."""
     columns = embeds.shape[1]
     if read.mask.shape[1] != columns:
@@ -103,4 +107,23 @@ def _by_vllm(engine: Engine, read: Read, embeds: Tensor, stop: Collection[int], 
             f"vLLM knows {engine.most} columns, and a prompt of {longest} with {limit} tokens of answer has more",
             "decode without it",
         )
-    return engine.write([{"prompt_embeds": row} for row in rows], limits=[limit] * len(rows), stop=stop)
+    found = engine.write([{"prompt_embeds": row} for row in rows], limits=[limit] * len(rows), stop=stop)
+    below = _below(backbone, read, stop, found)
+    if below > FAR:
+        # Such as an architecture that scales its embeddings, here before they are given to it and there after.
+        raise StepwellError(
+            f"vLLM does not read these embeddings as we do: an answer begins with a token {below:.1f} nats below the "
+            "likeliest",
+            "decode without it",
+        )
+    return found
+
+
+def _below(backbone: Backbone, read: Read, stop: Collection[int], found: Sequence[Decoded]) -> float:
+    """How far below the likeliest first token, in our own reading, the one that was written is; the most of all rows.
+
+    Of an answer that stopped at once, the likeliest of the tokens that stop is taken for the one that did.
+    """
+    nats, ends = backbone.logits(read.hidden).double().log_softmax(-1), sorted(stop)
+    first = [row[one.ids[0]] if one.ids else row[ends].max() for row, one in zip(nats, found, strict=True)]
+    return max((float(row.max() - token) for row, token in zip(nats, first, strict=True)), default=0.0)

@@ -57,8 +57,8 @@ OF_BITSANDBYTES = {
     (96, 256): "3393aaea535825334d065fb0b6bbf63ff25fc6f0b417ce726accc244d614ec95",
     (32, 1000): "5eebae6ff62c85f3c2a814bc5488f732a42f0e51c94f0d60cf7eb3ff71de1fc8",
 }
-"""Shape -> sha256 of what bitsandbytes 0.50.2 gives back, on the CPU, of `counted(*shape)`: quantize_4bit with blocksize 64,
-quant_type nf4 and compress_statistics=False, then dequantize_4bit. It is 125 MB, so its answers are kept here instead."""
+"""Shape -> sha256 of what bitsandbytes 0.50.2 gives back of `counted(*shape)` on the CPU: quantize_4bit (blocksize 64,
+quant_type nf4, compress_statistics False), then dequantize_4bit. It is 125 MB: its answers are kept instead."""
 
 
 def counted(rows: int, columns: int) -> torch.Tensor:

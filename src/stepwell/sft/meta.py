@@ -77,8 +77,8 @@ class MetaModel(SftModel):
         """The task as a whole: part of it would be another task."""
         if self.ctx.shard:
             raise StageFailed(
-                f"a step's tasks cannot be dealt out evenly to {count} processes, which hold the model in parts and must "
-                "compute equally often",
+                f"a step's tasks cannot be dealt out evenly to {count} processes, which hold the model in parts and "
+                "must compute equally often",
                 "make `accumulation` a multiple of `devices`", stage=self.ctx.job.id,
             )  # fmt: skip
         return [batch]

@@ -1,0 +1,40 @@
+"""The demo rungs of all studies, made small, have equal records and artifacts on every engine, byte for byte."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from chaos_plans import PLANS
+from wholeness import check_same, check_whole
+
+from conftest import Study
+from stepwell.plan import Plan
+from stepwell.runner import run
+
+pytestmark = pytest.mark.slow
+
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
+ON = {
+    "process": {"engine": "process", "workers": 2},
+    "ray": {"engine": "ray", "workers": 2, "devices": 1},
+    "slurm": {"engine": "slurm", "workers": 2, "slurm": {"cluster": "local"}},
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ON)
+@pytest.mark.parametrize("name", PLANS)
+def test_records_are_equal(name: str, engine: str, study: Callable[[str], Study], tmp_path: Path) -> None:
+    package = PACKAGES.get(engine)
+    if package is not None and importlib.util.find_spec(package) is None:
+        reason = f"engine {engine} needs {package}: pip install 'stepwell[{engine}]'"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    alone = study(name)
+    plan = Plan.model_validate(alone.plan.model_dump() | ON[engine] | {"device": "cpu"})
+    run(plan, tmp_path / engine)
+    check_same(tmp_path / engine, alone.whole)
+    check_whole(tmp_path / engine, plan)
