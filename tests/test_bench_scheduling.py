@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,7 @@ HERE = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     monkeypatch.syspath_prepend(str(HERE))
-    import bench_scheduling
-
-    yield bench_scheduling
+    yield importlib.import_module("bench_scheduling")
     for name in ("bench_scheduling", "sleepers", "common"):
         sys.modules.pop(name, None)
 
@@ -36,7 +35,8 @@ def test_equal_chunks_take_as_many_turns_as_counted_by_hand(bench, monkeypatch, 
 def test_messages_of_a_slow_coordinator_show_on_the_clock(bench, monkeypatch):
     monkeypatch.setattr(bench, "seconds_of", lambda chunk, faster: 1.0)
     fast, slow = bench.Simulated(workers=4), bench.Simulated(workers=4, cost=1.0)
-    bench.deal(fast, 6_400, 64), bench.deal(slow, 6_400, 64)
+    for pool in (fast, slow):
+        assert bench.deal(pool, 6_400, 64).once
     assert fast.now == pytest.approx(25.0, abs=1.0)
     # 100 chunks, each a second of the coordinator, and 4 workers that could do 4 a second.
     assert 100.0 < slow.now < 130.0
@@ -62,8 +62,7 @@ def test_a_chunk_that_is_not_dealt_out_again_ends_the_benchmark(bench, monkeypat
 
 def test_items_take_what_was_measured(bench):
     chunk = range(64, 64 + 20_000)
-    from sleepers import STEPS_OF_PAIRS
-
-    mean = sum(STEPS_OF_PAIRS) / len(STEPS_OF_PAIRS) * 161.4 / 280
+    steps = importlib.import_module("sleepers").STEPS_OF_PAIRS
+    mean = sum(steps) / len(steps) * 161.4 / 280
     assert bench.seconds_of(chunk, 1.0) / len(chunk) == pytest.approx(mean, rel=0.02)
     assert bench.seconds_of(chunk, 1.0) == pytest.approx(10 * bench.seconds_of(chunk, 10.0))

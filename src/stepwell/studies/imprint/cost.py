@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.devices import Chunks, Work
+from stepwell.devices import Chunks, Memory, Work
 from stepwell.studies.imprint.params import (
     Arc,
     Arithmetic,
@@ -17,15 +17,14 @@ from stepwell.studies.imprint.params import (
     Text,
     Tier,
 )
+from stepwell.studies.qa.cost import FLOAT, Reader, sized
 
 QUESTION, ANSWER = 15, 6
 """Tokens of a question and an answer of SQuAD, end tokens included, as SmolLM2 cuts them."""
-KNOWN = {
-    "smollm2-135m": (106_203_456, 576, 49_152),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (1_610_711_040, 2_048, 49_152),
-    "gpt2": (85_056_000, 768, 50_257),
-}
-"""Parameters of the layers, width and vocabulary of models that need not be at hand to be planned with."""
+CHUNK_LOGITS = 1 << 24
+"""Logits at a time at the targets: `fitting.objective`."""
+COLUMNS = 16_384
+"""Of one forward pass on a GPU, where the plan names no number: `fitting.fit`."""
 
 
 def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -38,15 +37,26 @@ def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]
     lengths = None if tier is None else tokens_of(tier)
     if known is None or tier is None or lengths is None:
         return None
-    layers, width, vocabulary = known
     slots = int(axes.get("slots", params.slots))
     pairs = min(tier.n, params.items or tier.n)
     runs = pairs * params.recipe.steps * (1 if params.recipe.until_exact else params.recipe.restarts)
     columns = sum(slots + length for length in lengths)
     # The backward pass to c costs a forward pass: no weight has a gradient.
-    flop = 2 * runs * 2.0 * (columns * layers + sum(lengths) * width * vocabulary)
+    flop = 2 * runs * 2.0 * (columns * known.layers + sum(lengths) * known.head)
     chunks = Chunks(items=pairs, size=params.chunk)
-    return Work(flop=flop, tokens=runs * columns, precision=_precision(inputs["model"], axes), shared=chunks)
+    restarts = 1 if params.recipe.until_exact else params.recipe.restarts
+    at_once = min(float(params.columns or COLUMNS), float(min(pairs, params.chunk) * restarts * columns))
+    return Work(
+        flop=flop, tokens=runs * columns, precision=known.precision, memory=passing(known, at_once), shared=chunks
+    )
+
+
+def passing(known: Reader, columns: float) -> Memory:
+    """What a forward and backward pass of so many columns holds; logits come and go, some positions at a time."""
+    logits = 4.0 * FLOAT * min(columns * known.vocabulary, CHUNK_LOGITS)
+    # Beside the layers: what goes in, and what the last norm reads.
+    activations = columns * (known.kept() + 2 * FLOAT * known.width)
+    return Memory(weights=known.weights, activations=activations, logits=logits)
 
 
 def of_baselines(params: BaselineParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -57,10 +67,12 @@ def of_baselines(params: BaselineParams, axes: Mapping[str, Any], inputs: Mappin
     lengths = None if tier is None else tokens_of(tier)
     if known is None or tier is None or lengths is None:
         return None
-    layers, width, vocabulary = known
     columns = tier.n * sum((params.draws * params.slots + (params.draws + 4) * length) for length in lengths)
-    head = tier.n * (params.draws + 4) * sum(lengths) * width * vocabulary
-    return Work(flop=2.0 * (columns * layers + head), tokens=columns, precision=_precision(inputs["model"], axes))
+    head = tier.n * (params.draws + 4) * sum(lengths) * known.head
+    return Work(
+        flop=2.0 * (columns * known.layers + head), tokens=columns, precision=known.precision,
+        memory=passing(known, min(columns, COLUMNS)),
+    )  # fmt: skip
 
 
 def tokens_of(tier: Tier) -> tuple[int, ...] | None:
@@ -74,11 +86,9 @@ def tokens_of(tier: Tier) -> tuple[int, ...] | None:
     return (QUESTION, ANSWER)
 
 
-def _known(model: ModelParams, axes: Mapping[str, Any]) -> tuple[int, int, int] | None:
+def _known(model: ModelParams, axes: Mapping[str, Any]) -> Reader | None:
+    """The model of a job; None where its size is not known."""
     one = model.models.get(str(axes.get("model")))
-    return None if one is None else KNOWN.get(one.name)
-
-
-def _precision(model: ModelParams, axes: Mapping[str, Any]) -> Any:
-    precision = model.models[str(axes["model"])].precision
-    return precision if precision != "fp64" else "fp32"
+    if one is None:
+        return None
+    return sized(one.name, prompt=0, longest=0, answer=0, precision="bf16" if one.precision == "bf16" else "fp32")

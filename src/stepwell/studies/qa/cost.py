@@ -9,7 +9,6 @@ from typing import Any
 
 from stepwell.adapt.params import LoraParams
 from stepwell.devices import Memory, Precision, Work
-from stepwell.studies.imprint.cost import KNOWN as OTHERS
 from stepwell.studies.qa.params import Generated, QADataParams, QAModelParams, TextParams
 
 AROUND = 61
@@ -18,7 +17,12 @@ A_SENTENCE = 12
 """Tokens of a generated sentence."""
 SQUAD = 185
 """Tokens of a paragraph of SQuAD."""
-KNOWN = OTHERS | {"meta-llama/Llama-3.1-8B-Instruct": (6_979_588_096, 4_096, 128_256)}
+KNOWN = {
+    "smollm2-135m": (106_203_456, 576, 49_152),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (1_610_711_040, 2_048, 49_152),
+    "gpt2": (85_056_000, 768, 50_257),
+    "meta-llama/Llama-3.1-8B-Instruct": (6_979_588_096, 4_096, 128_256),
+}
 """Parameters of the layers, width and vocabulary of models that need not be at hand to be planned with."""
 BYTES = {"fp32": 4, "bf16": 2}
 LAYOUTS = {

@@ -1,12 +1,13 @@
-"""What the stages of `thoughts` will cost: FLOP by arithmetic, before anything runs."""
+"""What the stages of `thoughts` will cost: FLOP and memory by arithmetic, before anything runs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from stepwell.devices import Steps, Work
+from stepwell.devices import Memory, Steps, Work
 from stepwell.latents.conditions import interventions
+from stepwell.studies.qa.cost import FLOAT, KNOWN, LAYOUTS, OF_LOGITS, TRAINED
 from stepwell.studies.thoughts.params import (
     AskParams,
     DataParams,
@@ -26,6 +27,12 @@ PAIR_COLUMNS = 90
 """An official graph in pairs: 36 facts on average, the query, latents and answer."""
 TEXT_ANSWER, SYMBOL_ANSWER = 40, 8
 """Columns of an answer as it is decoded, and of both options."""
+SYMBOLS, WORDS = 64, 512
+"""Entries of the vocabulary of a model from scratch, about."""
+KEPT, KEPT_GATED = 17, 28
+"""Arrays of its width that a trained layer leaves for the backward pass; with an MLP that has a gate, as Llama's."""
+KEPT_DROPOUT = 4
+"""Arrays of the size of all attention weights that dropout on them leaves, with as much again of masks and inputs."""
 WITH_LATENTS = ("continuous", "frozen", "shared")
 KNOWN_BLOCK_PARAMETERS = {"gpt2": 85_056_000, "smollm2-135m": 106_203_456}
 """Parameters of the layers, embeddings left out, of models that need not be at hand to be planned with."""
@@ -46,7 +53,8 @@ def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[st
     shared = Steps(
         n=steps, batches=params.accumulation, rows=params.batch_size, trained=per_column / 2 + embeddings
     )  # fmt: skip
-    return Work(flop=3.0 * per_column * tokens, tokens=tokens, precision=params.precision, shared=shared)
+    memory = held(model, axes, params.batch_size * columns(model, data), params.batch_size, trained=True)
+    return Work(flop=3.0 * per_column * tokens, tokens=tokens, precision=params.precision, memory=memory, shared=shared)
 
 
 def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -57,7 +65,8 @@ def of_evaluation(params: EvaluateParams, axes: Mapping[str, Any], inputs: Mappi
     if per_column is None:
         return None
     tokens = sum(sizes(params, data)) * columns(model, data)
-    return Work(flop=float(per_column) * tokens, tokens=tokens)
+    memory = held(model, axes, params.batch_size * columns(model, data), params.batch_size, trained=False)
+    return Work(flop=float(per_column) * tokens, tokens=tokens, memory=memory)
 
 
 def of_interventions(params: InterveneParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -74,7 +83,49 @@ def of_interventions(params: InterveneParams, axes: Mapping[str, Any], inputs: M
     answer = TEXT_ANSWER if isinstance(model.model, TextModel) else SYMBOL_ANSWER
     each = 2 * columns(model, data) + len(what) * (latents + answer) if latents else 0
     tokens = sum(sizes(params, data)) * each
-    return Work(flop=float(per_column) * tokens, tokens=tokens)
+    # Interventions are asked one after another.
+    memory = held(model, axes, params.batch_size * columns(model, data), params.batch_size, trained=False)
+    return Work(flop=float(per_column) * tokens, tokens=tokens, memory=memory)
+
+
+def held(model: ModelParams, axes: Mapping[str, Any], cells: float, rows: int, *, trained: bool) -> Memory | None:
+    """What a micro-batch of so many columns (`cells`) in all its rows holds, in fp32; None for an unknown model.
+
+    Every pass of the chain of `continuous` leaves the keys and values of all columns before it: growing a cache makes a
+    new one where gradients flow through it.
+    """
+    shape = shape_of(model)
+    if shape is None:
+        return None
+    layers, width, vocabulary, parameters = shape
+    spec = model.model
+    answer = TEXT_ANSWER if isinstance(spec, TextModel) else SYMBOL_ANSWER
+    passes = latents_of(model, axes) if axes.get("arm") == "continuous" else 0
+    gated = isinstance(spec, TextModel) and (spec.name == "smollm2-135m" or spec.architecture in ("llama", "qwen2"))
+    layer = float(KEPT_GATED if gated else KEPT)
+    if isinstance(spec, TextModel) and (spec.name == "gpt2" or (spec.name is None and spec.dropout)):
+        heads = 12 if spec.name else spec.heads
+        layer += KEPT_DROPOUT * heads * cells / rows / width
+    kept = 2.0 * layers + layer if isinstance(spec, TextModel) and spec.gradient_checkpointing else layers * layer
+    arrays = kept + 2 * layers * passes if trained else 2 * layers + KEPT
+    return Memory(
+        weights=0.0 if trained else FLOAT * parameters, training=TRAINED * parameters if trained else 0.0,
+        activations=FLOAT * cells * width * arrays, logits=OF_LOGITS * FLOAT * rows * answer * float(vocabulary),
+    )  # fmt: skip
+
+
+def shape_of(model: ModelParams) -> tuple[int, int, int, float] | None:
+    """Layers, width, vocabulary and parameters; None for a model whose size is not known here."""
+    spec, per_column = model.model, flop_per_column(model)
+    if per_column is None:
+        return None
+    if isinstance(spec, SymbolModel):
+        return spec.layers, spec.width, SYMBOLS, per_column / 2
+    if spec.name is None:
+        return spec.layers, spec.width, WORDS, per_column / 2 + WORDS * spec.width
+    blocks, *_ = LAYOUTS[spec.name]
+    _, width, vocabulary = KNOWN[spec.name]
+    return blocks, width, vocabulary, per_column / 2 + KNOWN_EMBEDDINGS[spec.name]
 
 
 def latents_of(model: ModelParams, axes: Mapping[str, Any]) -> int:
