@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alone import Study
 from chaos_plans import PLANS
 from wholeness import check_same, check_whole
 
-from conftest import Study
 from stepwell.plan import Plan
 from stepwell.runner import run
 

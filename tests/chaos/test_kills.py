@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from alone import Study
 from chaos_plans import PLANS
 from forks import Attempt, Forks, Tail, held_locks, until
 from tiny import events
 from wholeness import check_same, check_whole, unfinished
 
-from conftest import Study
 
 pytestmark = pytest.mark.slow
 ANYWHERE = 4

@@ -100,7 +100,7 @@ def test_the_live_table_keeps_the_alert_over_an_interruption_and_not_over_a_reru
     assert alert() == "a hit", "the checkpoint remembers that it was told"
     output = show.console()
     with output.capture() as shown:
-        output.print(show.jobs(status(folder), plan))
+        output.print(show.jobs(status(folder), plan, None))
     assert "a hit" in shown.get()
     log.event("job-rerun", job=A, reason="its records have changed")
     assert alert() == ""
