@@ -41,15 +41,17 @@ def imprint(here: Path) -> Plan:
 
 
 def squeeze(here: Path) -> Plan:
-    return tiny_squeeze(letters_folder(here / "letters"))
+    longer = ("restore.arms.residual.recipe.steps=120", "refine.recipe.steps=8")
+    return tiny_squeeze(letters_folder(here / "letters"), *longer)
 
 
 def wire(here: Path) -> Plan:
-    return tiny_wire(wire_model(here / "wire"), stages=None)
+    longer = ("stage-a.recipe.steps=10", "stage-b.recipe.steps=10")
+    return tiny_wire(wire_model(here / "wire"), *longer, stages=None)
 
 
 def tune(here: Path) -> Plan:
-    return tiny_tune(wire_model(here / "tune"))
+    return tiny_tune(wire_model(here / "tune"), "train.steps=10", "train-b.steps=8")
 
 
 def tune_answers(here: Path) -> Plan:

@@ -17,8 +17,6 @@ from forks import Forks, forks  # noqa: E402
 from tiny import events  # noqa: E402
 from wholeness import check_same  # noqa: E402
 
-from stepwell.plan import Plan  # noqa: E402
-
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Forks]:

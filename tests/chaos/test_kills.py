@@ -17,12 +17,24 @@ from forks import Attempt, Forks, Tail, held_locks, until
 from tiny import events
 from wholeness import check_same, check_whole, unfinished
 
+from stepwell.store import RunFolder
 
 pytestmark = pytest.mark.slow
 ANYWHERE = 4
 """Kills at any moment of a run, from its first millisecond on, besides those that are aimed at jobs."""
 PASSES = 4
 """A stage of milliseconds may end before the kill that was meant for it: it is aimed at again in another run."""
+
+
+SAVING = {
+    "thoughts": ("train.cot.0", "train.continuous.0"),
+    "thoughts-text": ("train.continuous.0", "train.shared.0"),
+    "imprint": ("single.arithmetic.tiny", "joint.arithmetic.tiny"),
+    "squeeze": ("restore.residual.8.0", "refine.residual.8.0"),
+    "wire": ("stage-a.bytes.3.0", "stage-b.bytes.3.0"),
+    "tune": ("train.0", "train-b.0"),
+}
+"""Jobs that save checkpoints, or chunks, on their way: each is also hit behind one."""
 
 
 @dataclass
@@ -41,12 +53,14 @@ def under_way(folder: Path) -> str:
     return last[0] if last[-1] == "job-started" else ""
 
 
-def killed(warm: Forks, study: Study, folder: Path, tally: Tally, job: str | None, seconds: float) -> None:
-    """One kill, so many seconds after a job, or the run itself, has begun; then everything is looked at."""
-    tail = Tail(folder)
+def killed(
+    warm: Forks, study: Study, folder: Path, tally: Tally, seconds: float, *, job: str = "", saved: bool = False
+) -> None:
+    """One kill, so many seconds after a job, or the run itself, has begun or saved; then everything is looked at."""
+    tail, checkpoint = Tail(folder), RunFolder(folder).checkpoint(job)
     attempt = warm.begin(study.plan, folder)
-    if job is not None:
-        until(lambda: tail.saw("job-started", job), attempt)
+    if job:
+        until(checkpoint.exists if saved else lambda: tail.saw("job-started", job), attempt)
     time.sleep(seconds)
     if not attempt.alive():
         attempt.wait()
@@ -73,7 +87,7 @@ def ended(warm: Forks, study: Study, folder: Path) -> None:
 def test_killed_in_every_stage_it_ends_with_the_same_bytes(
     warm: Forks, study: Callable[[str], Study], name: str
 ) -> None:
-    alone, tally, rng = study(name), Tally(), random.Random(name)
+    alone, tally, restored, rng = study(name), Tally(), set[str](), random.Random(name)
     for number in range(PASSES):
         missing = [job for job in alone.seconds if job.partition(".")[0] not in tally.hit]
         if not missing:
@@ -81,32 +95,27 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(
         folder = alone.fresh()
         for job in missing:
             if not (folder / "jobs" / f"{job}.json").exists():
-                killed(warm, alone, folder, tally, job, rng.uniform(0, 0.8 / (1 + number) * alone.seconds[job]))
+                seconds = 0.8 / (1 + number) * alone.seconds[job]
+                killed(warm, alone, folder, tally, rng.uniform(0, seconds), job=job)
+            if number == 0 and job in SAVING.get(name, ()):
+                killed(warm, alone, folder, tally, rng.uniform(0, 0.3) * alone.seconds[job], job=job, saved=True)
         ended(warm, alone, folder)
+        restored |= {event["job"] for event in events(folder, "job-restored")}
     folder = alone.fresh()
     for _ in range(ANYWHERE):
-        killed(warm, alone, folder, tally, None, rng.uniform(0, alone.all_seconds))
+        killed(warm, alone, folder, tally, rng.uniform(0, alone.all_seconds))
     ended(warm, alone, folder)
-    print(f"{name}: {tally.kills} kills, {tally.inside} of them in jobs; whole: {', '.join(sorted(tally.seen))}")
+    print(f"{name}: {tally.kills} kills, {tally.inside} of them in jobs; gone on from a checkpoint: {sorted(restored)}")
     assert tally.hit == alone.stages(), "a stage was not hit: the test does not test it"
+    assert restored >= {*SAVING.get(name, ())}, "a job was not hit behind its checkpoint"
     assert tally.kills >= (10 if len(alone.seconds) > 8 else 6) and tally.inside >= 0.7 * len(alone.seconds)
 
 
-HEAVY = {
-    "thoughts": "train.cot.0",
-    "imprint": "joint.arithmetic.tiny",
-    "squeeze": "restore.residual.8.0",
-    "wire": "stage-a.bytes.3.0",
-    "tune": "train.0",
-}
-"""Of each study a job that saves checkpoints, or chunks, on its way."""
-
-
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", HEAVY)
+@pytest.mark.parametrize("name", [name for name in SAVING if name != "thoughts-text"])
 def test_a_worker_is_killed_and_then_its_runner(warm: Forks, study: Callable[[str], Study], name: str) -> None:
     """Workers are processes of their own; what one forked process gives, they give to the byte."""
-    alone, job, rng = study(name), HEAVY[name], random.Random(name)
+    alone, job, rng = study(name), SAVING[name][0], random.Random(name)
     folder = alone.fresh()
     inline = warm.begin(alone.plan, folder)
     tail = Tail(folder)
