@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from blake3 import blake3
 
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
@@ -27,7 +27,8 @@ class BaseIdentity:
     Names, dtypes, shapes and contents of all tensors count; file names, shards, configuration and tokenizer do not.
 
     Attributes:
-        sha256: one hash (64 hex digits).
+        sha256: one hash (64 hex digits) over the BLAKE3 hashes of the tensors: SHA-256 of the weights themselves would
+            take as long as all the rest of a merge.
         dtype: of most weights, as safetensors calls it, such as `F32` or `BF16`.
         quantised: whether its configuration says that it is, or its weights are no floats.
     """
@@ -52,11 +53,11 @@ class BaseIdentity:
 
 def new_hash(entry: Entry, dtype: str | None = None) -> Any:
     """A hash to which the bytes of a tensor are to be added; two tensors of other shapes or dtypes never agree."""
-    return hashlib.sha256(f"{dtype or entry.dtype} {list(entry.shape)} ".encode())
+    return blake3(f"{dtype or entry.dtype} {list(entry.shape)} ".encode())
 
 
 def hash_of(weights: Weights, entry: Entry) -> str:
-    """The sha256 (64 hex digits) of one tensor on disk."""
+    """The BLAKE3 hash (64 hex digits) of one tensor on disk."""
     digest = new_hash(entry)
     rows = max(1, BLOCK // max(1, entry.row_bytes))
     buffer = torch.empty(min(rows, entry.rows) * entry.row_bytes, dtype=torch.uint8)

@@ -23,11 +23,11 @@ def write_manifest(folder: Path, told: Mapping[str, Any], hashes: Mapping[str, s
     Args:
         folder: of the merged model.
         told: what it says beside the files.
-        hashes: tensor -> sha256.
+        hashes: tensor -> its BLAKE3 hash.
     """
     with Weights.of_model(folder) as weights:
         entries = weights.entries.values()
-        tensors = {entry.name: {"dtype": entry.dtype, "sha256": hashes[entry.name]} for entry in entries}
+        tensors = {entry.name: {"dtype": entry.dtype, "blake3": hashes[entry.name]} for entry in entries}
         shards = {entry.file for entry in entries}
     files = sorted(file for file in folder.iterdir() if file.is_file())
     manifest = {

@@ -78,8 +78,8 @@ class Written:
     """What was read and written.
 
     Attributes:
-        base_hashes: tensor of the base -> sha256.
-        hashes: merged tensor -> sha256.
+        base_hashes: tensor of the base -> its hash (`base.new_hash`).
+        hashes: merged tensor -> its hash.
         changes: of the tensors that the adapter changes.
     """
 

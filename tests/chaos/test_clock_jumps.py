@@ -1,0 +1,55 @@
+"""The clock on the wall is set forward and back during a run: records, status, budget and report do not mind."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+from alone import Study
+from chaos_plans import PLANS
+from forks import Forks, held_locks
+from tiny import events
+from wholeness import check_same, check_whole, unfinished
+
+from stepwell.cli import run as command
+from stepwell.plan import Plan
+from stepwell.runner import spent_hours, status
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_records_status_and_budget_do_not_mind(
+    warm: Forks, study: Callable[[str], Study], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Killed once on the way, so that sessions are added up; with a budget that any of the jumps would use up."""
+    alone, rng = study(name), random.Random(name)
+    folder, jumps = alone.fresh(), {"clock": {"every_seconds": 0.05 + 0.05 * rng.random()}}
+    plan = Plan.model_validate({**alone.plan.model_dump(mode="json"), "budget": {"hours": 0.4}})
+    began = time.monotonic()
+    attempt = warm.begin(plan, folder, jumps)
+    time.sleep(rng.uniform(0.3, 0.9) * alone.all_seconds)
+    attempt.kill()
+    assert command(["status", str(folder)]) == 0
+    warm.run(plan, folder, jumps)
+    passed = time.monotonic() - began
+
+    times = [datetime.datetime.fromisoformat(event["time"]) for event in events(folder, *NAMES)]
+    assert max(times) - min(times) > datetime.timedelta(days=365), "the clock was not set: the test tests nothing"
+    assert times != sorted(times)
+    check_same(folder, alone.whole)
+    check_whole(folder, alone.plan)
+    assert unfinished(folder) == [] and held_locks(folder) == []
+    spent = spent_hours(folder)
+    assert spent is not None and 0 < spent <= passed / 3600
+    rows = {row.job: row for row in status(folder) if row.state == "done"}
+    assert rows.keys() == alone.seconds.keys()
+    assert all(row.seconds is not None and 0 <= row.seconds <= passed for row in rows.values())
+    assert command(["status", str(folder)]) == 0
+    assert "done" in capsys.readouterr().out
+
+
+NAMES = ("run-started", "job-started", "job-done", "spent", "run-done")
