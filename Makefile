@@ -10,7 +10,7 @@ STAMP := .venv/.ready-$(KEY)
 # Where `make demo` puts its run; running it again goes on where it stopped, or shows the finished run.
 DEMO_FOLDER ?= runs/thoughts-demo
 
-.PHONY: help setup demo test lint format docs bench lock clean
+.PHONY: help setup demo test chaos lint format docs bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*  ## ' Makefile | sed -E 's/^([a-z]+):.*  ## /\1\t/' | expand -t 10
@@ -48,6 +48,10 @@ demo: setup  ## run the study `thoughts` at rung `demo`: minutes on two cores
 
 test: lint  ## ruff, pyright and all tests that are not slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+chaos: setup  ## kills, full disks, clock jumps, lost connections: minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/chaos \
+	  --ignore tests/chaos/test_engines_equal.py
 
 lint: setup  ## ruff and pyright, changing nothing
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ def thoughts(here: Path) -> Plan:
 def thoughts_on_text(here: Path) -> Plan:
     """With dropout, an optimizer that is reset, and epochs."""
     del here
-    return tiny("engine=inline", "train.checkpoint_every=3", text=True, arms=("continuous", "shared"))
+    return tiny("engine=inline", "train.checkpoint_every=3", "data.n_test=8", text=True, arms=("continuous", "shared"))
 
 
 def imprint(here: Path) -> Plan:

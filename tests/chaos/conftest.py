@@ -18,6 +18,13 @@ from tiny import events  # noqa: E402
 from wholeness import check_same  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` all tests of a study go to one worker, which runs it alone but once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "study" in item.fixturenames and hasattr(item, "callspec"):
+            item.add_marker(pytest.mark.xdist_group(item.callspec.params.get("name", "thoughts")))
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Forks]:
     with forks() as server:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from alone import Study
 from chaos_plans import PLANS
-from forks import Forks, held_locks
+from forks import Forks, Tail, held_locks, until
 from tiny import events
 from wholeness import check_same, check_whole, unfinished
 
@@ -30,15 +30,16 @@ def test_records_status_and_budget_do_not_mind(
     folder, jumps = alone.fresh(), {"clock": {"every_seconds": 0.05 + 0.05 * rng.random()}}
     plan = Plan.model_validate({**alone.plan.model_dump(mode="json"), "budget": {"hours": 0.4}})
     began = time.monotonic()
-    attempt = warm.begin(plan, folder, jumps)
-    time.sleep(rng.uniform(0.3, 0.9) * alone.all_seconds)
+    tail, attempt = Tail(folder), warm.begin(plan, folder, jumps)
+    until(tail.new, attempt)
+    time.sleep(rng.uniform(0.2, 0.8) * alone.all_seconds)
     attempt.kill()
     assert command(["status", str(folder)]) == 0
     warm.run(plan, folder, jumps)
     passed = time.monotonic() - began
 
     times = [datetime.datetime.fromisoformat(event["time"]) for event in events(folder, *NAMES)]
-    assert max(times) - min(times) > datetime.timedelta(days=365), "the clock was not set: the test tests nothing"
+    assert max(times) - min(times) > datetime.timedelta(hours=24), "the clock was not set: the test tests nothing"
     assert times != sorted(times)
     check_same(folder, alone.whole)
     check_whole(folder, alone.plan)

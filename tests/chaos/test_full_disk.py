@@ -1,4 +1,4 @@
-"""A disk that fills up in the middle of a run: one clear error, and with more room the run goes on to the same bytes."""
+"""A disk that fills up in the middle of a run: one clear error, and with more room the same bytes in the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toy import small_disk
 pytestmark = pytest.mark.slow
 SIZE_BYTES = 48 << 20
 """More than a run asks for before it begins, 16 MiB, and than it writes; what fills the disk is another process."""
-TIMES = 3
+TIMES = 2
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_with_more_room_it_goes_on_to_the_same_bytes(
     alone, rng, size, full = study(name), random.Random(name), SIZE_BYTES, 0
     # What names its inputs by path has to find the same path.
     folder = alone.fresh()
+    (disk / "run").mkdir()
     folder.symlink_to(disk / "run")
     for job in sorted(rng.sample(list(alone.seconds)[:-1], TIMES), key=list(alone.seconds).index):
         tail = Tail(folder)
@@ -66,7 +67,7 @@ def test_with_more_room_it_goes_on_to_the_same_bytes(
             assert attempt.code in (3, 4)
             said = attempt.said()
             assert said.count("stepwell: ") == 1 and "Traceback" not in said
-            assert "no space is left on the disk" in said or "the disk" in said and "free" in said
+            assert "no space is left on the disk" in said or ("the disk" in said and "free" in said)
             assert "Way out: Free space" in said
         check_whole(folder, alone.plan)
         assert held_locks(folder) == []
@@ -77,4 +78,4 @@ def test_with_more_room_it_goes_on_to_the_same_bytes(
     check_whole(folder, alone.plan)
     assert unfinished(folder) == [] and held_locks(folder) == []
     folder.unlink()
-    assert full >= TIMES - 1, "the disk was hardly ever full: the test tests nothing"
+    assert full >= 1, "the disk was never full: the test tests nothing"

@@ -110,7 +110,7 @@ def test_a_model_in_parts_has_the_losses_of_a_whole_one(model: Path, tmp_path: P
     run(on(plan, 1, engine="inline"), tmp_path / "whole")
     run(on(plan, 2, shard=True), tmp_path / "parts")
     (sharded,) = events_of(tmp_path / "parts", "sharded")
-    assert sharded["processes"] == 2 and sharded["held"] < 0.75 * sharded["weights"]
+    assert sharded["processes"] == 2 and sharded["held"] < 0.8 * sharded["weights"]
     assert losses(tmp_path / "parts")["train.0"] == pytest.approx(losses(tmp_path / "whole")["train.0"], rel=2e-3)
 
 

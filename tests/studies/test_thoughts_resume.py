@@ -151,30 +151,3 @@ def test_what_a_change_runs_again(tmp_path: Path) -> None:
     # What was run piece by piece is what one run of the last plan gives.
     run(tiny(*small, *overrides), tmp_path / "fresh")
     assert contents(folder) == contents(tmp_path / "fresh")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("text", [False, True], ids=["symbols", "text"])
-def test_twenty_kills_of_a_real_run_change_no_byte(tmp_path: Path, text: bool) -> None:
-    """Two workers side by side, killed with their runner: in trainings, in evaluations, and anywhere."""
-    arms = ("cot", "continuous", "shared")
-    settings = ("train.epochs=6",) if text else ("train.steps=150",)
-    plan, inline = (
-        tiny(f"engine={engine}", *LONG[1:], *settings, text=text, arms=arms) for engine in ("process", "inline")
-    )
-    wanted = reference(inline, tmp_path / "whole")
-    plan_file = write_plan(plan, tmp_path / "tiny.yaml")
-    rng = random.Random(20)
-    folders = [tmp_path / f"run{number}" for number in range(4)]
-    for folder in folders:
-        moments: list[tuple[Callable[[Path, str], bool], str, float]] = [
-            (lambda folder, job: True, "", rng.uniform(0.0, 15.0)),
-            # Each training once, and soon after its first checkpoint: a small one is over in seconds.
-            *((in_training, f"train.{arm}.0", rng.uniform(0.0, 0.5)) for arm in rng.sample(arms, len(arms))),
-            (in_evaluation, f"evaluate.{rng.choice(arms)}.0", rng.uniform(0.0, 1.0)),
-        ]
-        killed_at(plan_file, folder, moments)
-        assert contents(folder) == wanted
-    restored = sum(len(events(folder, "job-restored")) for folder in folders)
-    assert restored >= 5, "the kills hit no training that had a checkpoint: the test tests nothing"

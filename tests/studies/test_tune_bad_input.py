@@ -272,12 +272,12 @@ def test_a_training_set_that_fits_no_step(
 def test_a_full_disk_while_merging(
     here: Path, capsys: pytest.CaptureFixture[str], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: Any, buffer: Any) -> None:
+    def full(place: Any, buffer: Any) -> None:
         raise OSError(28, "No space left on device")
 
     arguments = command(tiny_tune(model, "train.steps=1", stages=(*TALKS, "merge")))
     with monkeypatch.context() as patch:
-        patch.setattr(writing, "_put", full)
+        patch.setattr(writing._Place, "put", full)
         error = refused(capsys, arguments, 4)
     assert "stage merge.0: " in error and "no space is left on the disk" in error
     assert "then run the same command again: it goes on from there" in out(error)

@@ -42,6 +42,7 @@ def run(plan: Plan, folder: Path | str, *, override: str | None = None, needed_b
     with where.lock():
         try:
             _refuse_other_study(where, plan)
+            where.remove_torn()
             need_space(where.path, _needed_bytes(where) if needed_bytes is None else needed_bytes)
             gates = [gate.model_dump(mode="json") for gate in plan.gates]
             resumed = where.policy_path.exists()

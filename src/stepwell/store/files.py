@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -34,6 +35,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_torn(path: Path) -> None:
+    """Remove what `replacing` has left of a file when its process was killed. Nobody else may be writing that file."""
+    for torn in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        torn.unlink(missing_ok=True)
+
+
+def remove_all_torn(folder: Path) -> None:
+    """The same for all files under a folder."""
+    for torn in folder.rglob(".*.part"):
+        torn.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

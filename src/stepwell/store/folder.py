@@ -15,7 +15,7 @@ from stepwell.fingerprint import fingerprint
 from stepwell.plan import Job, Plan, dump_plan, load_plan
 from stepwell.store.environment import environment
 from stepwell.store.events import append_event
-from stepwell.store.files import sha256_of, write_atomically
+from stepwell.store.files import remove_torn, sha256_of, write_atomically
 from stepwell.store.locks import Lock
 
 SECONDS_A_DYING_WORKER_MAY_TAKE = 30.0
@@ -54,6 +54,11 @@ class RunFolder:
     def checkpoint(self, job: str) -> Path:
         """The last state of a job that is not done."""
         return self.checkpoints(job) / "last.ckpt"
+
+    def remove_torn(self) -> None:
+        """Remove what a run that was killed has left of the files that it was writing. The caller holds the lock."""
+        for path in (self.plan_path, self.policy_path, self.env_path, self.gates_path):
+            remove_torn(path)
 
     def drop_checkpoint(self, job: str) -> None:
         """Remove the state of a job that is done, or no longer run."""

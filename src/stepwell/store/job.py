@@ -11,7 +11,7 @@ from stepwell.errors import StepwellError
 from stepwell.plan import Job
 from stepwell.store.checkpoints import load_checkpoint, save_checkpoint
 from stepwell.store.events import append_event
-from stepwell.store.files import write_atomically
+from stepwell.store.files import remove_all_torn, remove_torn, write_atomically
 from stepwell.store.folder import RunFolder
 from stepwell.store.records import RecordWriter, begins_with
 
@@ -41,6 +41,9 @@ class JobStore:
             shutil.rmtree(self._owner.parent)
         if not self._checkpoint.exists():
             self._clear()
+        remove_torn(self.run.marker_path(self.job.id))
+        for folder in (self._owner.parent, self.run.artifacts(self.job.id)):
+            remove_all_torn(folder)  # checkpoints take gigabytes, and of artifacts it would be taken for one
         self.run.artifacts(self.job.id).mkdir(parents=True, exist_ok=True)
         if owner != self.fingerprint:
             write_atomically(self._owner, json.dumps({"fingerprint": self.fingerprint}))
