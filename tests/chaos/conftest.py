@@ -21,8 +21,10 @@ from wholeness import check_same  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup` all tests of a study go to one worker, which runs it alone but once."""
     for item in items:
-        if isinstance(item, pytest.Function) and "study" in item.fixturenames and hasattr(item, "callspec"):
-            item.add_marker(pytest.mark.xdist_group(item.callspec.params.get("name", "thoughts")))
+        if isinstance(item, pytest.Function) and "study" in item.fixturenames:
+            callspec = getattr(item, "callspec", None)
+            name = "wire" if callspec is None else callspec.params.get("name", "thoughts")
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import mishaps
@@ -70,7 +69,6 @@ def main() -> None:
 
     for kind in KINDS:
         kinds.resolve(kind.run)
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
     for line in sys.stdin:
         # A thread that lived here would be missing in the child, with whatever lock it held.
         assert threading.active_count() == 1

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,6 @@ class Forks:
 
     process: subprocess.Popen[str]
     begun: int = 0
-    plans: dict[str, Path] = field(default_factory=dict)
 
     def begin(self, plan: Plan, folder: Path, mishaps: Mapping[str, Mapping[str, Any]] | None = None) -> Attempt:
         """`stepwell run PLAN --out FOLDER`, with mishaps by name and options."""

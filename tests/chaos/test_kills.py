@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,10 +15,11 @@ from pathlib import Path
 import pytest
 from alone import Study
 from chaos_plans import PLANS
-from forks import Attempt, Forks, Tail, held_locks, until
+from forks import VERDICTS, Attempt, Forks, Tail, environment, held_locks, until
 from tiny import events
 from wholeness import check_same, check_whole, unfinished
 
+from stepwell.plan import dump_plan
 from stepwell.store import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -141,8 +144,19 @@ def test_a_worker_is_killed_and_then_its_runner(warm: Forks, study: Callable[[st
     assert held_locks(folder) == []
     check_whole(folder, alone.plan)
     assert not (folder / "jobs" / f"{job}.json").exists(), "the kill came too late: the test tests nothing"
-    # The rest by workers as well: which ones, and whether they are forks, is of no account.
     ended(warm, alone, folder)
+
+
+def test_a_process_of_its_own_gives_the_bytes_of_a_fork(study: Callable[[str], Study]) -> None:
+    """What all these tests stand on: a fork of the warm process differs in nothing from a new one."""
+    alone = study("wire")
+    folder = alone.fresh()
+    file = folder.with_name("plan.yaml")
+    file.write_text(dump_plan(alone.plan))
+    command = [sys.executable, "-m", "stepwell", "run", str(file), "--out", str(folder), "--quiet"]
+    done = subprocess.run(command, env=environment(), cwd=folder.parent, capture_output=True, text=True)
+    assert done.returncode in VERDICTS and done.stderr == ""
+    check_same(folder, alone.whole)
 
 
 def working(attempt: Attempt, job: str) -> list[int]:

@@ -23,6 +23,7 @@ def test_files_that_were_being_written_are_removed_and_no_other(tmp_path: Path) 
     marker = folder.marker_path(job.id)
     torn = [folder.checkpoints(job.id) / ".last.ckpt.41.part", asked / ".b.json.41.part",
             marker.with_name(f".{marker.name}.41.part")]  # fmt: skip
+    marker.parent.mkdir()
     for path in torn:
         path.write_bytes(b"half")
     again = JobStore(folder, job, "f")
