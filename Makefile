@@ -10,7 +10,7 @@ STAMP := .venv/.ready-$(KEY)
 # Where `make demo` puts its run; running it again goes on where it stopped, or shows the finished run.
 DEMO_FOLDER ?= runs/thoughts-demo
 
-.PHONY: help setup demo test chaos lint format docs bench lock clean
+.PHONY: help setup demo test chaos engines lint format docs bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*  ## ' Makefile | sed -E 's/^([a-z]+):.*  ## /\1\t/' | expand -t 10
@@ -49,9 +49,12 @@ demo: setup  ## run the study `thoughts` at rung `demo`: minutes on two cores
 test: lint  ## ruff, pyright and all tests that are not slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
-chaos: setup  ## kills, full disks, clock jumps, lost connections: minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup tests/chaos \
-	  --ignore tests/chaos/test_engines_equal.py
+chaos: setup  ## kills, full disks, clock jumps, lost connections, several devices: minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests/chaos \
+	  tests/studies/test_devices.py tests/studies/test_imprint_chunks.py --ignore tests/chaos/test_engines_equal.py
+
+engines: setup  ## all studies on every engine, with equal records: minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos/test_engines_equal.py
 
 lint: setup  ## ruff and pyright, changing nothing
 	$(BIN)/ruff check .

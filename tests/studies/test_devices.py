@@ -69,7 +69,15 @@ def losses(folder: Path) -> dict[str, list[float]]:
     return {job: values for job, values in found.items() if values}
 
 
-@pytest.mark.parametrize("study", [of_thoughts, of_text, of_wire, of_tune], ids=["thoughts", "text", "wire", "tune"])
+@pytest.mark.parametrize(
+    "study",
+    [
+        pytest.param(of_thoughts, id="thoughts"),
+        pytest.param(of_text, id="text", marks=pytest.mark.slow),
+        pytest.param(of_wire, id="wire", marks=pytest.mark.slow),
+        pytest.param(of_tune, id="tune", marks=pytest.mark.slow),
+    ],
+)
 def test_two_devices_have_the_losses_of_one(study: Callable[..., Plan], model: Path, tmp_path: Path) -> None:
     plan = study(model)
     run(on(plan, 1, engine="inline"), tmp_path / "1")
@@ -105,6 +113,7 @@ def when_saved(folder: Path, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
+@pytest.mark.slow
 def test_a_model_in_parts_has_the_losses_of_a_whole_one(model: Path, tmp_path: Path) -> None:
     plan = of_tune(model)
     run(on(plan, 1, engine="inline"), tmp_path / "whole")

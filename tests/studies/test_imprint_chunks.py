@@ -123,6 +123,7 @@ def test_an_engine_with_two_devices_gives_the_same_files(tmp_path: Path) -> None
     assert len(records(tmp_path / "run2", JOB, "pair")) == PAIRS
 
 
+@pytest.mark.slow
 def test_ray_actors_give_the_same_files(prepared: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("ray") is None:
         reason = "Ray is not installed: pip install 'stepwell[ray]'"

@@ -51,7 +51,7 @@ class RayEngine:
         self._ray: Any = package_of("ray", "ray")
         self._live: dict[Any, RayHandle] = {}
         self._now = False
-        with _kept_signals():
+        with kept_signals():
             own = connect(self._ray, plan)
         self._gpus = self._gpus_of_a_job()
         if own:
@@ -174,7 +174,7 @@ def run_task(text: str, import_path: str, version: str) -> str:
 
 
 @contextlib.contextmanager
-def _kept_signals() -> Iterator[None]:
+def kept_signals() -> Iterator[None]:
     """Ray takes SIGTERM for itself; what it means for a run is the runner's to say."""
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -18,7 +18,7 @@ from stepwell.engine.chunk_worker import gone, load
 from stepwell.engine.chunks import DIED, Ended
 from stepwell.engine.launch import environment
 from stepwell.engine.pool import STARTS, Answer, Work, answer_of, attempt, cannot_go_on, never_ready
-from stepwell.engine.ray import _kept_signals, connect
+from stepwell.engine.ray import kept_signals, connect
 from stepwell.engine.remote import on_gpus, package_of
 from stepwell.plan import Plan
 
@@ -84,7 +84,7 @@ class RayPool:
         """Join the cluster, where this process has not; actors come with their first chunk."""
         ray: Any = package_of("ray", "ray")
         self.joined = not ray.is_initialized()
-        with _kept_signals():
+        with kept_signals():
             connect(ray, self.plan)
         here = self.plan.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0
         self.gpus_each = self.plan.ray.gpus_per_job if on_gpus(self.plan) and here else 0.0
