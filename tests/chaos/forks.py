@@ -76,9 +76,12 @@ class Forks:
 
     process: subprocess.Popen[str]
     begun: int = 0
+    last: Attempt | None = None
 
     def begin(self, plan: Plan, folder: Path, mishaps: Mapping[str, Mapping[str, Any]] | None = None) -> Attempt:
         """`stepwell run PLAN --out FOLDER`, with mishaps by name and options."""
+        if self.last is not None and self.last.code is None:
+            self.last.kill()  # of a test that failed: what it has to say would be taken for this one's
         self.begun += 1
         cwd = folder.with_name(f"{folder.name}.forks")
         cwd.mkdir(exist_ok=True)
@@ -91,7 +94,8 @@ class Forks:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        return Attempt(self, int(self.heard()["pid"]), folder, out)
+        self.last = Attempt(self, int(self.heard()["pid"]), folder, out)
+        return self.last
 
     def run(self, plan: Plan, folder: Path, mishaps: Mapping[str, Mapping[str, Any]] | None = None) -> Attempt:
         """To its end, which must be a verdict."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from stepwell.store import RunFolder
 pytestmark = pytest.mark.slow
 ANYWHERE = 4
 """Kills at any moment of a run, from its first millisecond on, besides those that are aimed at jobs."""
+ROUNDS = 8
 PASSES = 5
 """A stage of milliseconds may end before the kill that was meant for it: it is aimed at again in another run."""
 
@@ -122,29 +124,43 @@ def test_killed_in_every_stage_it_ends_with_the_same_bytes(
 def test_a_worker_is_killed_and_then_its_runner(warm: Forks, study: Callable[[str], Study], name: str) -> None:
     """Workers are processes of their own; what one forked process gives, they give to the byte."""
     alone, job, rng = study(name), SAVING[name][0], random.Random(name)
-    folder = alone.fresh()
-    inline = warm.begin(alone.plan, folder)
+    for number in range(ROUNDS):
+        folder = alone.fresh()
+        # A job of a fraction of a second may be over before the kill that was meant for it: then it is aimed sooner.
+        if killed_twice(warm, alone, folder, job, rng.uniform(0, 0.3 / (1 + number)) * alone.seconds[job]):
+            break
+    else:
+        pytest.fail("every kill came too late: the test tests nothing")
+    ended(warm, alone, folder)
+
+
+def killed_twice(warm: Forks, study: Study, folder: Path, job: str, seconds: float) -> bool:
+    """A worker is killed so many seconds after it has taken a job on; then its runner, in the second attempt.
+
+    Whether both came before the job's end.
+    """
+    inline = warm.begin(study.plan, folder)
     tail = Tail(folder)
     assert until(lambda: tail.saw("job-started", job), inline)
     inline.kill()
-    separate = alone.plan.model_copy(update={"engine": "process", "workers": 2})
+    separate = study.plan.model_copy(update={"engine": "process", "workers": 2})
     attempt = warm.begin(separate, folder)
     victims = working(attempt, job)
-    time.sleep(rng.uniform(0, 0.3) * alone.seconds[job])
+    time.sleep(seconds)
     for victim in victims:
-        os.kill(victim, signal.SIGKILL)
-    assert until(lambda: events(folder, "job-retried"), attempt)
-    assert {event["job"] for event in events(folder, "job-retried")} >= {job}
-    working(attempt, job)
-    time.sleep(rng.uniform(0, 0.3) * alone.seconds[job])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+    tried_again = until(lambda: job in {event["job"] for event in events(folder, "job-retried")}, attempt, 20)
+    if tried_again:
+        working(attempt, job)
+        time.sleep(seconds)
     attempt.kill()
     gone = time.monotonic() + 20
     while held_locks(folder) and time.monotonic() < gone:  # the kernel ends workers with their runner
         time.sleep(0.01)
     assert held_locks(folder) == []
-    check_whole(folder, alone.plan)
-    assert not (folder / "jobs" / f"{job}.json").exists(), "the kill came too late: the test tests nothing"
-    ended(warm, alone, folder)
+    check_whole(folder, study.plan)
+    return tried_again and not (folder / "jobs" / f"{job}.json").exists()
 
 
 def test_a_process_of_its_own_gives_the_bytes_of_a_fork(study: Callable[[str], Study]) -> None:
@@ -162,5 +178,5 @@ def test_a_process_of_its_own_gives_the_bytes_of_a_fork(study: Callable[[str], S
 def working(attempt: Attempt, job: str) -> list[int]:
     """The runner's workers, once one of them has taken this job on."""
     lock = f"{job}.lock"
-    assert until(lambda: lock in held_locks(attempt.folder), attempt, 120), attempt.said()
+    until(lambda: lock in held_locks(attempt.folder), attempt, 120)
     return attempt.children()

@@ -75,7 +75,9 @@ def test_a_full_disk_is_told_first(tmp_path, monkeypatch):
     need_free_disk(tmp_path, lora)
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(costs.shutil, "disk_usage", lambda folder: usage(7 * 4 * lora.parameter_count() - 1))
-    with pytest.raises(StepwellError, match=r"GB are free, and checkpoints and adapter need .*\n.*lower the rank"):
+    with pytest.raises(
+        StepwellError, match=r"the disk has .* GB free, and checkpoints and adapter need .*\n.*lower the rank"
+    ):
         need_free_disk(tmp_path, lora)
 
 

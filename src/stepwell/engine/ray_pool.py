@@ -18,7 +18,7 @@ from stepwell.engine.chunk_worker import gone, load
 from stepwell.engine.chunks import DIED, Ended
 from stepwell.engine.launch import environment
 from stepwell.engine.pool import STARTS, Answer, Work, answer_of, attempt, cannot_go_on, never_ready
-from stepwell.engine.ray import kept_signals, connect
+from stepwell.engine.ray import connect, kept_signals
 from stepwell.engine.remote import on_gpus, package_of
 from stepwell.plan import Plan
 

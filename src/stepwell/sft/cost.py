@@ -113,7 +113,7 @@ def need_free_disk(folder: Path, adapter: nn.Module) -> None:
     needed, free = 7 * size, shutil.disk_usage(folder).free
     if free < needed:
         raise StepwellError(
-            f"{free / 1e9:.1f} GB are free, and checkpoints and adapter need {needed / 1e9:.1f} GB",
-            "free space, name another folder, or lower the rank",
+            f"the disk has {free / 1e9:.2g} GB free, and checkpoints and adapter need {needed / 1e9:.2g}",
+            "Free space, name another folder, or lower the rank.",
             path=folder,
         )
