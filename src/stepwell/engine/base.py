@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -97,3 +98,10 @@ class Engine(Protocol):
 def log_of(call: JobCall) -> Path:
     """Where what a job prints goes."""
     return Path(call.folder) / "logs" / f"{call.job}.log"
+
+
+def opened_log(call: JobCall) -> io.FileIO:
+    """The log, to be written on. Nothing is buffered, so closing it cannot fail when the disk is full."""
+    path = log_of(call)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("ab", buffering=0)

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from stepwell import kinds
 from stepwell.engine.base import JobCall
-from stepwell.engine.pool import Answer, Work, answer_of, attempt
+from stepwell.engine.pool import Answer, Work, answer_of, attempt, cause_of
 from stepwell.engine.worker import answering, die_with, inputs_of, prepare, seed_of
 from stepwell.errors import StepwellError
 from stepwell.plan import jobs
@@ -71,11 +71,8 @@ def gone(error: Exception) -> Answer:
         traceback.print_exception(error, file=sys.stderr)
     if is_disk_full(error):
         return Answer(told="gone", cause="no space is left on the disk", way_out="Free space on the disk.")
-    if isinstance(error, StepwellError):
-        return Answer(told="gone", cause=error.cause, way_out=error.way_out)
-    return Answer(
-        told="gone", cause=f"{type(error).__name__}: {error}", way_out="Read the job's log and correct the cause."
-    )
+    way_out = error.way_out if isinstance(error, StepwellError) else "Read the job's log and correct the cause."
+    return Answer(told="gone", cause=cause_of(error), way_out=way_out)
 
 
 def main(arguments: list[str] | None = None) -> int:

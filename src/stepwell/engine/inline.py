@@ -7,7 +7,7 @@ import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from stepwell.engine.base import Handle, JobCall, Outcome, log_of
+from stepwell.engine.base import Handle, JobCall, Outcome, opened_log
 from stepwell.engine.worker import execute
 
 
@@ -53,11 +53,7 @@ class InlineEngine:
 
     @contextlib.contextmanager
     def _logged(self, call: JobCall) -> Iterator[None]:
-        path = log_of(call)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Nothing is buffered, so closing the log cannot fail when the disk is full.
-        raw = path.open("ab", buffering=0)
-        with io.TextIOWrapper(raw, "utf-8", "backslashreplace", write_through=True) as log:  # pyright: ignore[reportArgumentType]
+        with io.TextIOWrapper(opened_log(call), "utf-8", "backslashreplace", write_through=True) as log:  # pyright: ignore[reportArgumentType]
             self._running = True
             try:
                 with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
-from stepwell.engine.base import JobCall, Outcome, log_of
+from stepwell.engine.base import JobCall, Outcome, log_of, opened_log
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 END_OF_LOG_BYTES = 2000
@@ -47,6 +50,33 @@ def environment(threads: int) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(path for path in (*own, *given) if path)),
     }
+
+
+def start(call: JobCall, variables: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start the process of a job, in a group of its own; its answer comes on its standard output.
+
+    Args:
+        call: the job.
+        variables: that differ from `environment`.
+
+    Raises:
+        OSError: it cannot be started, or its log not be opened.
+    """
+    with opened_log(call) as log:
+        return subprocess.Popen(
+            command(call),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env={**environment(call.threads), **(variables or {})},
+            process_group=0,
+        )
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that `start` gave, and what its stage has started: that would write beside a second attempt."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def outcome_of(call: JobCall, answer: bytes, code: int) -> Outcome:

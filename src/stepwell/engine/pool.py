@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Literal, Self, TypedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Literal, Protocol, Self, TypedDict, TypeVar
 
 from stepwell.engine.base import JobCall
-from stepwell.engine.chunks import Ended, Pool
+from stepwell.engine.chunks import DIED, Ended, Pool
 from stepwell.errors import Interrupted, StepwellError
 from stepwell.kinds import Kind
 from stepwell.plan import Plan
@@ -60,9 +61,13 @@ def attempt(work: Work, chunk: range) -> Ended:
         if isinstance(error, Interrupted) or is_disk_full(error):
             raise
         traceback.print_exception(error, file=sys.stderr)
-        cause = error.cause if isinstance(error, StepwellError) else f"{type(error).__name__}: {error}"
-        return Ended(chunk, "failed", cause)
+        return Ended(chunk, "failed", cause_of(error))
     return Ended(chunk, "done")
+
+
+def cause_of(error: Exception) -> str:
+    """Why something failed, in one sentence."""
+    return error.cause if isinstance(error, StepwellError) else f"{type(error).__name__}: {error}"
 
 
 def answer_of(ended: Ended) -> Answer:
@@ -70,17 +75,91 @@ def answer_of(ended: Ended) -> Answer:
     return Answer(told="failed" if ended.how == "failed" else "done", cause=ended.cause, way_out="")
 
 
-def cannot_go_on(answer: Answer) -> StepwellError:
-    """The job's error where a worker is `gone`."""
-    return StepwellError(f"a worker cannot go on: {answer['cause']}", answer["way_out"])
+class Worker(Protocol):
+    """One worker beside a job, with the chunks that it has, the one under way first."""
+
+    @property
+    def flying(self) -> int:
+        """How many chunks it has."""
+        ...
+
+    def give(self, chunk: range) -> None:
+        """Give it one more."""
+        ...
+
+    def end(self) -> None:
+        """End it: what it has done is kept, and what it does is not."""
+        ...
 
 
-def never_ready(cause: str) -> StepwellError:
-    """The job's error where workers die before they are ready."""
-    return StepwellError(
-        f"{STARTS} workers died while they loaded: {cause}",
-        "Read the job's log; give them more memory or take fewer `devices`; then run the same command again.",
-    )
+AWorker = TypeVar("AWorker", bound=Worker)
+
+
+class Workers(ABC, Generic[AWorker]):
+    """What pools of workers beside a job have in common: places, where a worker is begun when there is a chunk for it.
+
+    Args:
+        call: the job; each worker has its threads.
+        reference: `module:function` of the work.
+        count: of the places.
+    """
+
+    def __init__(self, call: JobCall, reference: str, count: int) -> None:
+        self.call, self.reference = call, reference
+        self.places: list[AWorker | None] = [None] * count
+        self.deaths = 0
+
+    @abstractmethod
+    def _begin(self, place: int) -> AWorker:
+        """A worker for a place."""
+
+    def __enter__(self) -> Self:
+        """Workers come with their first chunk."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End all of them."""
+        for worker in self.places:
+            if worker is not None:
+                worker.end()
+        self.places = [None] * len(self.places)
+
+    def idlest(self) -> int:
+        """Chunks in flight at the worker that has the fewest."""
+        return min(map(self._flying, range(len(self.places))))
+
+    def submit(self, chunk: range) -> None:
+        """Give a chunk to the worker that has the fewest; begin it, where it is not there."""
+        place = min(range(len(self.places)), key=self._flying)
+        worker = self.places[place] = self.places[place] or self._begin(place)
+        worker.give(chunk)
+
+    def _flying(self, place: int) -> int:
+        worker = self.places[place]
+        return 0 if worker is None else worker.flying
+
+    def _told(self, answer: Answer, chunks: deque[range]) -> Iterator[Ended]:
+        """What a worker says of the first of its chunks. Raises StepwellError where it cannot go on."""
+        if answer["told"] == "gone":
+            raise StepwellError(f"a worker cannot go on: {answer['cause']}", answer["way_out"])
+        if answer["told"] == "ready":
+            self.deaths = 0
+        else:
+            yield Ended(chunks.popleft(), "done" if answer["told"] == "done" else "failed", answer["cause"])
+
+    def _died(self, cause: str, chunks: deque[range], *, ready: bool) -> Iterator[Ended]:
+        """A worker is dead: the chunk that it was at has failed, and the other one comes back."""
+        if not ready:
+            self.deaths += 1
+            if self.deaths == STARTS:
+                raise StepwellError(
+                    f"{STARTS} workers died while they loaded: {cause}",
+                    "Read the job's log; give them more memory or take fewer `devices`; then run the same command "
+                    "again.",
+                )
+        elif chunks:
+            yield Ended(chunks.popleft(), "failed", DIED)
+        yield from (Ended(chunk, "returned") for chunk in chunks)
 
 
 class LocalPool:

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import IO, cast
 
-from stepwell.engine.base import Handle, JobCall, Outcome, log_of
-from stepwell.engine.launch import command, environment, outcome_of
+from stepwell.engine.base import Handle, JobCall, Outcome
+from stepwell.engine.launch import end_group, outcome_of, start
 
 SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -41,18 +41,7 @@ class ProcessEngine:
 
     def submit(self, call: JobCall) -> ProcessHandle:
         """Start a worker."""
-        path = log_of(call)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
-            process = subprocess.Popen(
-                command(call),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment(call.threads),
-                process_group=0,
-            )
-        handle = ProcessHandle(call, process)
+        handle = ProcessHandle(call, start(call))
         self._live.append(handle)
         return handle
 
@@ -73,11 +62,11 @@ class ProcessEngine:
         """SIGTERM to each worker, or SIGKILL to each worker's process group."""
         for handle in list(self._live):
             if handle.process.returncode is None:
+                if now:
+                    end_group(handle.process)
+                    continue
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    if now:
-                        os.killpg(handle.process.pid, signal.SIGKILL)
-                    else:
-                        os.kill(handle.process.pid, signal.SIGTERM)
+                    os.kill(handle.process.pid, signal.SIGTERM)
 
     def _ended(self, handle: ProcessHandle) -> bool:
         if handle.outcome is not None:
@@ -92,9 +81,7 @@ class ProcessEngine:
         self._live.remove(handle)
         handle.outcome = outcome_of(handle.call, bytes(handle.answer), code)
         if handle.outcome.state == "died":
-            # What the stage had started must not outlive it: it would write beside a second attempt.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(handle.process.pid, signal.SIGKILL)
+            end_group(handle.process)
         return True
 
 

@@ -11,22 +11,26 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
-from stepwell.engine.base import JobCall, log_of
-from stepwell.engine.chunks import DIED, Ended
+from stepwell.engine.base import JobCall, opened_log
+from stepwell.engine.chunks import Ended
 from stepwell.engine.launch import environment, outcome_of
-from stepwell.engine.pool import STARTS, Answer, cannot_go_on, never_ready
+from stepwell.engine.pool import Answer, Workers
 
 
 @dataclass(eq=False)
-class Worker:
+class Beside:
     """A process, and the chunks that it has, the one under way first."""
 
     process: subprocess.Popen[bytes]
     chunks: deque[range] = field(default_factory=deque)
     ready: bool = False
     said: bytes = b""
+
+    @property
+    def flying(self) -> int:
+        """How many chunks it has."""
+        return len(self.chunks)
 
     def give(self, chunk: range) -> None:
         """Send it a chunk. One that is dead already is found so when it is waited for."""
@@ -51,7 +55,7 @@ class Worker:
                 stream.close()
 
 
-class ProcessPool:
+class ProcessPool(Workers[Beside]):
     """Workers as `python -m stepwell.engine.chunk_worker`, begun when there is a chunk for them.
 
     One that dies is replaced. All of them end with this process.
@@ -64,31 +68,8 @@ class ProcessPool:
     """
 
     def __init__(self, call: JobCall, reference: str, *, workers: int, device: str) -> None:
-        self.call, self.reference = call, reference
+        super().__init__(call, reference, workers)
         self.visible = visible_devices(device)
-        self.places: list[Worker | None] = [None] * workers
-        self.deaths = 0
-
-    def __enter__(self) -> Self:
-        """Workers come with their first chunk."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """End all of them."""
-        for worker in self.places:
-            if worker is not None:
-                worker.end()
-        self.places = [None] * len(self.places)
-
-    def idlest(self) -> int:
-        """Chunks in flight at the worker that has the fewest."""
-        return min(_load(worker) for worker in self.places)
-
-    def submit(self, chunk: range) -> None:
-        """Give a chunk to the worker that has the fewest; begin it, where it is not there."""
-        place = min(range(len(self.places)), key=lambda place: _load(self.places[place]))
-        worker = self.places[place] = self.places[place] or self._begin(place)
-        worker.give(chunk)
 
     def wait(self, seconds: float) -> Sequence[Ended]:
         """What became of chunks."""
@@ -105,46 +86,25 @@ class ProcessPool:
         assert worker is not None
         answers, closed = worker.heard()
         for answer in answers:
-            if answer["told"] == "gone":
-                raise cannot_go_on(answer)
-            if answer["told"] == "ready":
-                worker.ready, self.deaths = True, 0
-            else:
-                how = "done" if answer["told"] == "done" else "failed"
-                yield Ended(worker.chunks.popleft(), how, answer["cause"])
+            yield from self._told(answer, worker.chunks)
+            worker.ready = True
         if closed:
-            yield from self._bury(place, worker)
+            self.places[place] = None
+            cause = outcome_of(self.call, b"", worker.process.wait()).cause
+            worker.end()
+            print(f"a worker died: {cause}", file=sys.stderr)
+            yield from self._died(cause, worker.chunks, ready=worker.ready)
 
-    def _bury(self, place: int, worker: Worker) -> Iterator[Ended]:
-        """A worker is dead: the chunk that it was at has failed, and the other one comes back."""
-        self.places[place] = None
-        cause = outcome_of(self.call, b"", worker.process.wait()).cause
-        worker.end()
-        print(f"a worker died: {cause}", file=sys.stderr)
-        if worker.ready and worker.chunks:
-            yield Ended(worker.chunks.popleft(), "failed", DIED)
-        elif not worker.ready:
-            self.deaths += 1
-            if self.deaths == STARTS:
-                raise never_ready(cause)
-        yield from (Ended(chunk, "returned") for chunk in worker.chunks)
-
-    def _begin(self, place: int) -> Worker:
-        path = log_of(self.call)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def _begin(self, place: int) -> Beside:
         options = [self.call.to_json(), self.reference, "--parent", str(os.getpid())]
         chosen = {"CUDA_VISIBLE_DEVICES": self.visible[place % len(self.visible)]} if self.visible else {}
-        with path.open("ab") as log:
+        with opened_log(self.call) as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "stepwell.engine.chunk_worker", *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 env={**environment(self.call.threads), **chosen}, bufsize=0,
             )  # fmt: skip
-        return Worker(process)
-
-
-def _load(worker: Worker | None) -> int:
-    return 0 if worker is None else len(worker.chunks)
+        return Beside(process)
 
 
 def visible_devices(device: str) -> list[str]:

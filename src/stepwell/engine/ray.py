@@ -53,7 +53,7 @@ class RayEngine:
         self._now = False
         with kept_signals():
             own = connect(self._ray, plan)
-        self._gpus = self._gpus_of_a_job()
+        self._gpus = gpus_of_a_job(self._ray, plan)
         if own:
             self._refuse_too_many()
         self._run: Any = self._ray.remote(max_retries=0)(run_task)
@@ -119,12 +119,6 @@ class RayEngine:
                 traceback=str(error),
             )
 
-    def _gpus_of_a_job(self) -> float:
-        if not on_gpus(self._plan):
-            return 0.0
-        here = self._plan.device == "cuda" or self._ray.cluster_resources().get("GPU", 0) > 0
-        return self._plan.ray.gpus_per_job if here else 0.0
-
     def _refuse_too_many(self) -> None:
         """A cluster of this machine alone gets no larger: a job that it cannot hold would wait for ever."""
         found = self._ray.cluster_resources().get("GPU", 0)
@@ -135,6 +129,14 @@ class RayEngine:
                 f"a job needs {needed:g} GPUs, and this machine, the whole cluster, has {found:g}",
                 "Name a cluster with ray.address or RAY_ADDRESS, or set `devices` and `device`.",
             )
+
+
+def gpus_of_a_job(ray: Any, plan: Plan) -> float:
+    """The GPUs, or the share of one, that a job on one device holds; none where the plan or the cluster has none."""
+    if not on_gpus(plan):
+        return 0.0
+    here = plan.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0
+    return plan.ray.gpus_per_job if here else 0.0
 
 
 def connect(ray: Any, plan: Plan) -> bool:

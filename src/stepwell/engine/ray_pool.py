@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from stepwell.engine.base import JobCall, log_of
+from stepwell.engine.base import JobCall, opened_log
 from stepwell.engine.chunk_worker import gone, load
-from stepwell.engine.chunks import DIED, Ended
+from stepwell.engine.chunks import Ended
 from stepwell.engine.launch import environment
-from stepwell.engine.pool import STARTS, Answer, Work, answer_of, attempt, cannot_go_on, never_ready
-from stepwell.engine.ray import connect, kept_signals
-from stepwell.engine.remote import on_gpus, package_of
+from stepwell.engine.pool import Answer, Work, Workers, answer_of, attempt
+from stepwell.engine.ray import connect, gpus_of_a_job, kept_signals
+from stepwell.engine.remote import package_of
 from stepwell.plan import Plan
 
 
@@ -29,9 +29,7 @@ class ChunkActor:
     def __init__(self, call: str, reference: str) -> None:
         self.call, self.reference = JobCall.from_json(call), reference
         self.work: Work | None = None
-        path = log_of(self.call)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as log:
+        with opened_log(self.call) as log:
             for stream in (1, 2):
                 os.dup2(log.fileno(), stream)
 
@@ -54,19 +52,36 @@ class ChunkActor:
 
 @dataclass(eq=False)
 class Place:
-    """An actor, and what it was asked: to load, then chunks, each with the reference of its answer."""
+    """An actor, and what it was asked: to load, then chunks, with the references of its answers."""
 
     actor: Any
     loading: Any
-    chunks: deque[tuple[Any, range]] = field(default_factory=deque)
+    chunks: deque[range] = field(default_factory=deque)
+    answers: deque[Any] = field(default_factory=deque)
+
+    @property
+    def flying(self) -> int:
+        """How many chunks it has."""
+        return len(self.chunks)
 
     @property
     def next(self) -> Any:
         """The reference of what it answers next; None where nothing was asked."""
-        return self.loading if self.loading is not None else self.chunks[0][0] if self.chunks else None
+        return self.loading if self.loading is not None else self.answers[0] if self.answers else None
+
+    def give(self, chunk: range) -> None:
+        """Ask it for a chunk."""
+        self.chunks.append(chunk)
+        self.answers.append(self.actor.take.remote(chunk.start, chunk.stop))
+
+    def end(self) -> None:
+        """Kill it, also where it is only out of reach."""
+        import ray
+
+        ray.kill(self.actor)
 
 
-class RayPool:
+class RayPool(Workers[Place]):
     """Workers as actors, begun when there is a chunk for them.
 
     Args:
@@ -76,9 +91,8 @@ class RayPool:
     """
 
     def __init__(self, call: JobCall, reference: str, plan: Plan) -> None:
-        self.call, self.reference, self.plan = call, reference, plan
-        self.places: list[Place | None] = [None] * plan.devices
-        self.deaths, self.joined = 0, False
+        super().__init__(call, reference, plan.devices)
+        self.plan, self.joined = plan, False
 
     def __enter__(self) -> Self:
         """Join the cluster, where this process has not; actors come with their first chunk."""
@@ -86,30 +100,16 @@ class RayPool:
         self.joined = not ray.is_initialized()
         with kept_signals():
             connect(ray, self.plan)
-        here = self.plan.device == "cuda" or ray.cluster_resources().get("GPU", 0) > 0
-        self.gpus_each = self.plan.ray.gpus_per_job if on_gpus(self.plan) and here else 0.0
+        self.gpus_each = gpus_of_a_job(ray, self.plan)
         return self
 
     def __exit__(self, *error: object) -> None:
         """End all actors: what they have done is kept, and what they do is not."""
         import ray
 
-        for place in self.places:
-            if place is not None:
-                ray.kill(place.actor)
-        self.places = [None] * len(self.places)
+        super().__exit__(*error)
         if self.joined:
             ray.shutdown()
-
-    def idlest(self) -> int:
-        """Chunks in flight at the actor that has the fewest."""
-        return min(_load(place) for place in self.places)
-
-    def submit(self, chunk: range) -> None:
-        """Give a chunk to the actor that has the fewest; begin it, where it is not there."""
-        number = min(range(len(self.places)), key=lambda number: _load(self.places[number]))
-        place = self.places[number] = self.places[number] or self._begin()
-        place.chunks.append((place.actor.take.remote(chunk.start, chunk.stop), chunk))
 
     def wait(self, seconds: float) -> Sequence[Ended]:
         """What became of chunks."""
@@ -128,33 +128,20 @@ class RayPool:
         try:
             answer: Answer = ray.get(reference)
         except RayError as error:
-            yield from self._bury(number, place, error)
+            self.places[number] = None
+            place.end()
+            print(f"a worker died: {error}", file=sys.stderr)
+            cause = str(error).strip().splitlines()[0]
+            yield from self._died(cause, place.chunks, ready=place.loading is None)
             return
-        if answer["told"] == "gone":
-            raise cannot_go_on(answer)
-        if answer["told"] == "ready":
-            place.loading, self.deaths = None, 0
+        if place.loading is not None:
+            place.loading = None
         else:
-            _, chunk = place.chunks.popleft()
-            yield Ended(chunk, "done" if answer["told"] == "done" else "failed", answer["cause"])
+            place.answers.popleft()
+        yield from self._told(answer, place.chunks)
 
-    def _bury(self, number: int, place: Place, error: Exception) -> Iterator[Ended]:
-        """An actor is dead: the chunk that it was at has failed, and the other one comes back."""
-        import ray
-
-        self.places[number] = None
-        ray.kill(place.actor)  # where it is only out of reach
-        cause = str(error).strip().splitlines()[0]
-        print(f"a worker died: {error}", file=sys.stderr)
-        if place.loading is None:
-            yield Ended(place.chunks.popleft()[1], "failed", DIED)
-        else:
-            self.deaths += 1
-            if self.deaths == STARTS:
-                raise never_ready(cause)
-        yield from (Ended(chunk, "returned") for _, chunk in place.chunks)
-
-    def _begin(self) -> Place:
+    def _begin(self, place: int) -> Place:
+        del place
         ray: Any = package_of("ray", "ray")
         wanted = environment(self.call.threads)
         own = {name: value for name, value in wanted.items() if os.environ.get(name) != value or name == "PYTHONPATH"}
@@ -167,7 +154,3 @@ class RayPool:
             .remote(self.call.to_json(), self.reference)
         )  # fmt: skip
         return Place(actor, actor.load.remote())
-
-
-def _load(place: Place | None) -> int:
-    return 0 if place is None else len(place.chunks)

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from stepwell import __version__, kinds
-from stepwell.engine.base import JobCall, Outcome, log_of
-from stepwell.engine.launch import command, environment, outcome_of
+from stepwell.engine.base import JobCall, Outcome
+from stepwell.engine.launch import end_group, environment, outcome_of, start
 from stepwell.errors import StepwellError
 from stepwell.plan import Plan, jobs
 from stepwell.store import RunFolder
@@ -72,18 +72,10 @@ def run_there(
     unfit = _unfit(call, version)
     if unfit is not None:
         return unfit
-    given = environment(call.threads)
-    path = os.pathsep.join(part for part in (import_path, given["PYTHONPATH"]) if part)
+    path = os.pathsep.join(part for part in (import_path, environment(call.threads)["PYTHONPATH"]) if part)
     try:
-        with _hidden_from_workers(), log_of(call).open("ab") as log:
-            process = subprocess.Popen(
-                command(call),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env={**given, "PYTHONPATH": path, **(variables or {})},
-                process_group=0,
-            )
+        with _hidden_from_workers():
+            process = start(call, {"PYTHONPATH": path, **(variables or {})})
     except OSError as error:
         return Outcome(
             state="failed",
@@ -95,9 +87,7 @@ def run_there(
     answer, _ = process.communicate()
     outcome = outcome_of(call, answer, process.returncode)
     if outcome.state == "died":
-        # What the stage had started must not outlive it: it would write beside a second attempt.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end_group(process)
     return outcome
 
 
@@ -118,7 +108,6 @@ def _unfit(call: JobCall, version: str) -> Outcome | None:
         )
     if run.stop_path.exists():
         return Outcome(state="stopped", cause="stopped, as asked, before it began")
-    log_of(call).parent.mkdir(exist_ok=True)
     return None
 
 
