@@ -17,12 +17,12 @@ from stepwell.engine import Engine, JobCall, Outcome, engine_of
 from stepwell.engine.inline import InlineEngine
 from stepwell.engine.process import ProcessEngine
 from stepwell.engine.worker import seed_of
-from stepwell.errors import StageFailed
+from stepwell.errors import StageFailed, StepwellError
 from stepwell.plan import Job, Plan, jobs
 from stepwell.runner import job_fingerprints, run
 from stepwell.stage import Memory, StageContext
 from stepwell.store import RunFolder, read_records
-from toy import SOURCE, TOY, contents, events_of, marker, one_stage, started, toy_plan
+from toy import SOURCE, TOY, contents, events_of, marker, one_stage, started, toy_plan, until
 
 
 def _calls(plan: Plan, folder: Path) -> list[JobCall]:
@@ -52,6 +52,19 @@ def test_a_plan_names_its_engine():
     assert isinstance(engine_of(toy_plan(engine="inline")), InlineEngine)
     engine = engine_of(toy_plan(engine="process", workers=3))
     assert isinstance(engine, ProcessEngine) and engine.slots == 3
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_an_engine_without_its_package_says_how_to_get_it(
+    engine: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StepwellError) as caught:
+        engine_of(toy_plan(engine=engine))
+    assert str(caught.value) == (
+        f"engine {engine} needs the package {package}, which is not installed\n"
+        f"  Way out: pip install 'stepwell[{engine}]', or take engine=process."
+    )
 
 
 @pytest.mark.parametrize("name", ["inline", "process"])
@@ -106,7 +119,7 @@ def test_a_worker_that_dies_says_how(
     plan = one_stage("toy.walk", engine="process")
     engine = ProcessEngine(1)
     handle = engine.submit(_calls(plan, tmp_path / "run")[0])
-    _until(lambda: events_of(tmp_path / "run", "progress"))
+    until(lambda: events_of(tmp_path / "run", "progress"))
     os.kill(handle.process.pid, number)
     _wait(engine, [handle])
     assert handle.outcome is not None
@@ -154,7 +167,7 @@ def test_asked_to_stop_a_worker_stops_after_its_checkpoint(tmp_path: Path, monke
     plan = one_stage("toy.walk", engine="process", steps=1000)
     engine = ProcessEngine(1)
     handle = engine.submit(_calls(plan, tmp_path / "run")[0])
-    _until(lambda: events_of(tmp_path / "run", "progress"))
+    until(lambda: events_of(tmp_path / "run", "progress"))
     engine.stop(now=False)
     _wait(engine, [handle])
     assert handle.outcome is not None and handle.outcome.state == "stopped"
@@ -179,10 +192,10 @@ def test_workers_die_with_their_runner(tmp_path: Path, monkeypatch: pytest.Monke
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as runner:
         assert runner.stdout is not None
         worker = int(runner.stdout.readline())
-        _until(lambda: events_of(tmp_path / "run", "progress"))
+        until(lambda: events_of(tmp_path / "run", "progress"))
         os.kill(runner.pid, signal.SIGKILL)
         runner.wait()
-    _until(lambda: not _runs(worker), seconds=5.0)
+    until(lambda: not _runs(worker), seconds=5.0)
 
 
 def _runs(pid: int) -> bool:
@@ -191,13 +204,6 @@ def _runs(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state not in ("Z", "X")
-
-
-def _until(condition: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_training_goes_on_bit_by_bit_after_a_kill(tmp_path: Path):

@@ -11,8 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +19,14 @@ from typing import Any
 import pytest
 
 from stepwell import __version__
-from stepwell.engine import JobCall, Outcome, engine_of
+from stepwell.engine import JobCall, Outcome
 from stepwell.engine.ray import RayEngine
 from stepwell.engine.remote import parcel, run_there
 from stepwell.errors import Interrupted, StageFailed, StepwellError
 from stepwell.plan import Plan, jobs
 from stepwell.runner import job_fingerprints, run
 from stepwell.store import RunFolder
-from toy import contents, events_of, started, toy_plan
+from toy import contents, events_of, started, toy_plan, until
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +69,6 @@ def calls_of(plan: Plan, folder: Path) -> list[JobCall]:
 def call_of(plan: Plan, folder: Path) -> JobCall:
     (call,) = calls_of(plan, folder)
     return call
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def worker_of(folder: Path, job: str = "only") -> tuple[int, int]:
@@ -252,16 +244,6 @@ def test_a_machine_alone_without_the_gpus_is_refused(monkeypatch: pytest.MonkeyP
         begun(monkeypatch, plan_of(device="cuda"))
     assert caught.value.cause == "a job needs 1 GPUs, and this machine, the whole cluster, has 0"
     assert begun(monkeypatch, plan_of(device="auto"))["address"] == "local"
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(StepwellError) as caught:
-        engine_of(plan_of())
-    assert str(caught.value) == (
-        "engine ray needs the package ray, which is not installed\n"
-        "  Way out: pip install 'stepwell[ray]', or take engine=process."
-    )
 
 
 def test_a_machine_that_cannot_run_a_job_says_why(tmp_path: Path) -> None:

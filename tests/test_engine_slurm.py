@@ -6,9 +6,7 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from stepwell.errors import Interrupted, StageFailed, StepwellError
 from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.store import RunFolder
-from toy import contents, events_of, started, toy_plan
+from toy import contents, events_of, started, toy_plan, until
 
 
 @pytest.fixture
@@ -39,13 +37,6 @@ def plan_of(engine: str = "slurm", slurm: dict[str, Any] | None = None, **change
 def single(engine: str = "slurm", slurm: dict[str, Any] | None = None, **params: Any) -> Plan:
     stages = [{"name": "only", "kind": "toy.walk", "params": params}]
     return plan_of(engine, slurm, stages=stages, gates=[])
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def under_way(folder: Path) -> int:
@@ -244,14 +235,4 @@ def test_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == (
         "engine slurm finds no `sbatch` here, the command of SLURM\n"
         "  Way out: Run this where jobs are submitted, or try the engine on this machine with slurm.cluster=local."
-    )
-
-
-def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(StepwellError) as caught:
-        engine_of(single())
-    assert str(caught.value) == (
-        "engine slurm needs the package submitit, which is not installed\n"
-        "  Way out: pip install 'stepwell[slurm]', or take engine=process."
     )

@@ -19,7 +19,7 @@ from stepwell.plan import Plan, jobs
 from stepwell.report.verdicts import verdict_rows
 from stepwell.runner import Schedule, job_fingerprints, run, status
 from stepwell.store import append_event
-from toy import GATE, contents, drive, events_of, one_stage, small_disk, started, toy_plan
+from toy import GATE, contents, drive, events_of, one_stage, small_disk, started, toy_plan, until
 
 ALL = ["walk.0", "walk.1", "sum.0", "sum.1"]
 
@@ -348,7 +348,7 @@ def test_a_disk_that_fills_up_loses_nothing(tmp_path: Path, engine: str):
 def test_two_runs_cannot_write_one_folder(tmp_path: Path):
     slow = toy_plan(walk={"steps": 400})
     with drive(slow, tmp_path / "run", seconds_per_step=0.2) as first:
-        _until(lambda: events_of(tmp_path / "run", "progress"))
+        until(lambda: events_of(tmp_path / "run", "progress"))
         with pytest.raises(StepwellError) as caught:
             run(slow, tmp_path / "run")
         assert re.search(rf"in use by process {first.pid} on \S+ since 20", str(caught.value))
@@ -370,7 +370,7 @@ def test_ctrl_c_stops_and_loses_nothing(tmp_path: Path, engine: str, times: int)
     plan = toy_plan(engine=engine, walk={"steps": 200, "save_every": 5 if times == 1 else 1000})
     folder = tmp_path / "run"
     with drive(plan, folder, seconds_per_step=0.1) as process:
-        _until(lambda: "walk.0" in {event["job"] for event in events_of(folder, "progress")})
+        until(lambda: "walk.0" in {event["job"] for event in events_of(folder, "progress")})
         began = time.monotonic()
         for _ in range(times):
             os.kill(process.pid, signal.SIGINT)
@@ -396,7 +396,7 @@ _GO_ON = "Run the same command again: it goes on from where it stopped."
 def test_sigterm_is_a_request_to_stop(tmp_path: Path):
     plan = toy_plan(engine="process", walk={"steps": 400})
     with drive(plan, tmp_path / "run", seconds_per_step=0.05) as process:
-        _until(lambda: len({event["job"] for event in events_of(tmp_path / "run", "progress")}) == 2)
+        until(lambda: len({event["job"] for event in events_of(tmp_path / "run", "progress")}) == 2)
         os.kill(process.pid, signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 4
@@ -436,7 +436,7 @@ def test_status_tells_what_is_going_on(tmp_path: Path):
     with pytest.raises(StepwellError, match="no run lies here"):
         status(folder)
     with drive(plan, folder, seconds_per_step=0.1) as process:
-        _until(lambda: events_of(folder, "progress"))
+        until(lambda: events_of(folder, "progress"))
         rows = {row.job: row for row in status(folder)}
         assert rows["walk.0"].state == "running" and rows["walk.0"].axes == {"seed": 0}
         assert rows["walk.0"].total == 20 and "value" in rows["walk.0"].fields
@@ -444,7 +444,7 @@ def test_status_tells_what_is_going_on(tmp_path: Path):
         assert [rows[name].state for name in ("walk.1", "sum.0", "sum.1")] == ["waiting"] * 3
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    _until(lambda: status(folder)[0].state == "stopped")
+    until(lambda: status(folder)[0].state == "stopped")
     assert status(folder)[0].message == "the run was killed"
     run(toy_plan(), folder)
     assert [row.state for row in status(folder)] == ["done"] * 4
@@ -457,13 +457,6 @@ def test_a_run_needs_little_beyond_its_stages(tmp_path: Path):
     run(one_stage("toy.walk", steps=20_000, save_every=100_000), tmp_path / "run")
     (event,) = events_of(tmp_path / "run", "job-done")
     assert event["seconds"] < 20_000 * 200e-6
-
-
-def _until(condition: Any, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def test_a_worker_finds_what_this_process_can_import(tmp_path: Path):

@@ -5,6 +5,7 @@ Arithmetic, not a promise. A stage whose kind gives no estimate stays unknown; i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +67,11 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
         hourly_price: of the device, in the plan's currency; by default the plan's.
     """
     where = device_of(plan, device)
-    stages, every_job = [], jobs(plan)
+    stages, found_of, together = [], defaultdict[str, list[Work | None]](list), at_once(plan, device)
+    for job, work in works(plan):
+        found_of[job.stage].append(work)
     for stage in plan.stages:
-        mine = [job for job in every_job if job.stage == stage.name]
-        found = [_work(plan, stage.name, job.axes) for job in mine]
+        found = found_of[stage.name]
         known = [work for work in found if work is not None]
         complete = len(known) == len(found)
         seconds = [where.seconds(work, plan.threads_per_job) for work in known]
@@ -77,10 +79,10 @@ def estimate(plan: Plan, device: str | None = None, hourly_price: float | None =
             StageEstimate(
                 stage=stage.name,
                 kind=stage.kind,
-                jobs=len(mine),
+                jobs=len(found),
                 flop=sum(work.flop for work in known) if complete else None,
                 tokens=sum(work.tokens for work in known) if complete else None,
-                hours=_spread(seconds, at_once(plan, device)) / 3600 if complete else None,
+                hours=_spread(seconds, together) / 3600 if complete else None,
                 conditional=stage.on is not None,
                 memory=_largest([work.memory for work in known]) if complete else None,
             )

@@ -39,6 +39,14 @@ class Kind:
     parallel: Literal["none", "ranks", "chunks"] = "none"
     shards: bool = False
 
+    def ranks(self, devices: int) -> int:
+        """Processes that train together, where a plan gives so many devices to a job."""
+        return devices if self.parallel == "ranks" else 1
+
+    def holds(self, devices: int) -> int:
+        """Devices that a job holds, where a plan gives it so many."""
+        return devices if self.parallel != "none" else 1
+
 
 _KINDS: dict[str, Kind] = {}
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["PeerLost", "Ranks", "is_one_of_several", "spans"]
+__all__ = ["PeerLost", "Ranks", "spans"]
 
 Batch = TypeVar("Batch")
 MESSAGE = 1 << 24
@@ -34,11 +34,6 @@ class PeerLost(StepwellError):
             f"another process of this training is gone ({type(error).__name__})",
             "Read its log; then run the same command again: it goes on from the last checkpoint.",
         )
-
-
-def is_one_of_several() -> bool:
-    """Whether `torchrun` started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def spans(rows: int, count: int) -> list[slice]:
@@ -75,13 +70,13 @@ class Ranks:
         Raises:
             StepwellError: they are not as many as were started.
         """
-        if not is_one_of_several():
+        wanted = int(os.environ.get("WORLD_SIZE", "1"))
+        if wanted == 1:
             yield cls()
             return
         import torch
         from accelerate import PartialState
 
-        wanted = int(os.environ["WORLD_SIZE"])
         state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
         try:
             # Accelerate takes what it cannot connect for a process alone, and each would do the whole work.
@@ -163,24 +158,25 @@ class Ranks:
     def _sum(self, numbers: torch.Tensor) -> None:
         import torch.distributed as distributed
 
-        if distributed.get_backend() == "nccl" and numbers.device.type == "cpu":
-            moved = numbers.cuda()
-            distributed.all_reduce(moved)
-            numbers.copy_(moved)
-            return
+        # NCCL adds up what lies on a GPU only.
+        moved = numbers.cuda() if distributed.get_backend() == "nccl" else numbers
         try:
-            distributed.all_reduce(numbers)
+            distributed.all_reduce(moved)
         except RuntimeError as error:  # what gloo and NCCL raise is one of its subclasses, or itself
             raise PeerLost(error) from error
+        if moved is not numbers:
+            numbers.copy_(moved)
 
 
 def _messages(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Groups of parameters that make a message each."""
     group: list[Tensor] = []
+    held = 0
     for parameter in parameters:
-        if group and sum(each.numel() for each in group) + parameter.numel() > MESSAGE:
+        if group and held + parameter.numel() > MESSAGE:
             yield group
-            group = []
+            group, held = [], 0
         group.append(parameter)
+        held += parameter.numel()
     if group:
         yield group

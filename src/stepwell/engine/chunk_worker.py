@@ -19,10 +19,8 @@ from typing import Any, NoReturn
 from stepwell import kinds
 from stepwell.engine.base import JobCall
 from stepwell.engine.pool import Answer, Work, answer_of, attempt, cause_of
-from stepwell.engine.worker import answering, die_with, inputs_of, prepare, seed_of
+from stepwell.engine.worker import Asked, answering, die_with, prepare
 from stepwell.errors import StepwellError
-from stepwell.plan import jobs
-from stepwell.stage import StageContext
 from stepwell.store import RunFolder, append_event, is_disk_full
 
 
@@ -50,19 +48,13 @@ class Bystander:
 
 def load(call: JobCall, reference: str) -> Work:
     """The work of a job, ready for chunks. Raises whatever it raises while it loads."""
-    run = RunFolder(call.folder)
-    plan = run.read_plan()
-    among = {job.id: job for job in jobs(plan)}
-    job = among[call.job]
+    asked = Asked.by(call)
+    run, job = asked.run, asked.job
     work = kinds.resolve(reference)
     if "torch" in sys.modules:
         prepare(call.threads)
-    context = StageContext(
-        job=job, folder=run.artifacts(job.id), inputs=inputs_of(run, job, among), threads=call.threads,
-        seed=seed_of(plan.seed, job), asked_device=plan.device, recorder=Bystander(run, job.id),
-    )  # fmt: skip
     params = kinds.kind(job.kind).params.model_validate(dict(job.params))
-    return work(params, context)
+    return work(params, asked.context(Bystander(run, job.id), run.artifacts(job.id)))
 
 
 def gone(error: Exception) -> Answer:

@@ -122,8 +122,8 @@ class RayEngine:
     def _refuse_too_many(self) -> None:
         """A cluster of this machine alone gets no larger: a job that it cannot hold would wait for ever."""
         found = self._ray.cluster_resources().get("GPU", 0)
-        several = any(kinds.kind(stage.kind).parallel == "ranks" for stage in self._plan.stages)
-        needed = self._plan.devices if several and self._plan.devices > 1 else self._gpus
+        most = max(kinds.kind(stage.kind).ranks(self._plan.devices) for stage in self._plan.stages)
+        needed = most if most > 1 else self._gpus
         if self._gpus and needed > found:
             raise StepwellError(
                 f"a job needs {needed:g} GPUs, and this machine, the whole cluster, has {found:g}",

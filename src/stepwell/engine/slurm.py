@@ -117,7 +117,8 @@ class SlurmEngine:
 
     def asked(self, call: JobCall) -> dict[str, Any]:
         """What is asked for a job, in submitit's words."""
-        options, devices = self._plan.slurm, self._devices(call)
+        options = self._plan.slurm
+        devices = kinds.kind(self._kinds[call.job]).holds(self._plan.devices)
         flags = {name: value for name, value in options.flags.items() if value is not False}
         return {
             "name": f"{self._plan.study}-{call.job}",
@@ -133,10 +134,6 @@ class SlurmEngine:
             # This engine submits again what SLURM stopped. Were both to do it, two would run.
             "slurm_additional_parameters": {"no-requeue": True, **flags},
         }
-
-    def _devices(self, call: JobCall) -> int:
-        parallel = kinds.kind(self._kinds[call.job]).parallel
-        return self._plan.devices if parallel != "none" else 1
 
     def _ended(self, handle: SlurmHandle) -> bool:
         if handle.outcome is None and self._is_over(handle.job):

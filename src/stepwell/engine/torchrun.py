@@ -6,7 +6,6 @@ processes stop together after a checkpoint: `torchrun` itself would kill them af
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,10 +15,7 @@ from pathlib import Path
 
 from stepwell.engine.base import JobCall, Outcome, log_of
 from stepwell.engine.launch import end_of
-from stepwell.engine.worker import PR_SET_PDEATHSIG, answering, arguments_of, die_with
-
-STOP = "stop"
-"""A file in the folder of answers: all processes are asked to stop."""
+from stepwell.engine.worker import STOP, answering, arguments_of, die_by_kernel, die_with
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         if parent is not None:
             die_with(parent)
         answer = answering()
-        done = subprocess.Popen(command(call, folder), stdin=subprocess.DEVNULL, preexec_fn=_die_along).wait()
+        # The agent is no worker of ours: the kernel ends it with this process, and its workers end with it.
+        done = subprocess.Popen(command(call, folder), stdin=subprocess.DEVNULL, preexec_fn=die_by_kernel).wait()
         outcome = outcome_of(call, folder, done)
     os.write(answer, outcome.to_json().encode())
     return 0 if outcome.state == "done" else 4
@@ -67,12 +64,6 @@ def outcome_of(call: JobCall, answers: Path, code: int) -> Outcome:
         )
     stopped = [outcome for outcome in found.values() if outcome.state == "stopped"]
     return stopped[0] if stopped else found[0]
-
-
-def _die_along() -> None:
-    """The agent is no worker of ours: the kernel ends it with this process, and its workers end with it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

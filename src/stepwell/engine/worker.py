@@ -16,23 +16,26 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from stepwell import kinds
 from stepwell.engine.base import JobCall, Outcome
 from stepwell.engine.pool import pool_of
 from stepwell.engine.together import recording
 from stepwell.errors import Interrupted, StepwellError
-from stepwell.plan import Job, jobs
+from stepwell.plan import Job, Plan, jobs
 from stepwell.ranks import PeerLost, Ranks
-from stepwell.stage import Input, StageContext
+from stepwell.stage import Input, Recorder, StageContext
 from stepwell.store import RunFolder, is_disk_full, write_atomically
 
 PR_SET_PDEATHSIG = 1
 SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
 SECONDS_BETWEEN_LOOKS_FOR_STOP = 1.0
 LONGEST_TRACEBACK = 20_000
+STOP = "stop"
+"""A file in the folder of answers: each of several processes is asked to stop."""
 
 
 def prepare(threads: int) -> None:
@@ -60,27 +63,56 @@ def seed_of(plan_seed: int, job: Job) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
-    """Run one job to its end, whichever it is; no exception of the stage passes through."""
-    try:
+@dataclass(frozen=True)
+class Asked:
+    """The job that a call asks for, as its run folder has it."""
+
+    call: JobCall
+    run: RunFolder
+    plan: Plan
+    job: Job
+    inputs: Mapping[str, tuple[Input, ...]]
+
+    @classmethod
+    def by(cls, call: JobCall) -> Self:
+        """Read the plan of the run, and find the job and what its needs left."""
         run = RunFolder(call.folder)
         plan = run.read_plan()
         among = {job.id: job for job in jobs(plan)}
         job = among[call.job]
-        stop = _StopAsked(run, stop_asked)
+        inputs: dict[str, tuple[Input, ...]] = {}
+        for need in job.needs:
+            given = Input(job=among[need], folder=run.artifacts(need), records_path=run.records(need))
+            inputs[given.job.stage] = (*inputs.get(given.job.stage, ()), given)
+        return cls(call, run, plan, job, inputs)
+
+    def context(self, recorder: Recorder, folder: Path, **more: Any) -> StageContext:
+        """What the stage is given; `more` as of StageContext."""
+        return StageContext(
+            job=self.job,
+            folder=folder,
+            inputs=self.inputs,
+            threads=self.call.threads,
+            seed=seed_of(self.plan.seed, self.job),
+            asked_device=self.plan.device,
+            recorder=recorder,
+            **more,
+        )
+
+
+def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
+    """Run one job to its end, whichever it is; no exception of the stage passes through."""
+    try:
+        asked = Asked.by(call)
+        run, plan, job = asked.run, asked.plan, asked.job
         with (
             Ranks.joined(plan.device) as ranks,
             recording(run, job, call.fingerprint, ranks) as (recorder, folder),
         ):
-            context = StageContext(
-                job=job,
-                folder=folder,
-                inputs=inputs_of(run, job, among),
-                threads=call.threads,
-                seed=seed_of(plan.seed, job),
-                asked_device=plan.device,
-                recorder=recorder,
-                stop_asked=stop,
+            context = asked.context(
+                recorder,
+                folder,
+                stop_asked=_StopAsked(run, stop_asked),
                 ranks=ranks,
                 shard=plan.shard and ranks.size > 1,
                 pool=pool_of(call, kinds.kind(job.kind), plan),
@@ -93,15 +125,6 @@ def execute(call: JobCall, stop_asked: Callable[[], bool]) -> Outcome:
         return Outcome(state="stopped", cause=stop.cause, way_out=stop.way_out)
     except Exception as error:  # whatever a stage raises is its outcome
         return _failure(call, error)
-
-
-def inputs_of(run: RunFolder, job: Job, among: Mapping[str, Job]) -> dict[str, tuple[Input, ...]]:
-    """What the needed jobs left, by the names of their stages."""
-    inputs: dict[str, tuple[Input, ...]] = {}
-    for need in job.needs:
-        given = Input(job=among[need], folder=run.artifacts(need), records_path=run.records(need))
-        inputs[given.job.stage] = (*inputs.get(given.job.stage, ()), given)
-    return inputs
 
 
 def _run_stage(job: Job, context: StageContext) -> None:
@@ -166,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one job in this process and print its outcome, one line of JSON, on the standard output it was started with.
 
     All that the stage prints goes to standard error, which the engine sends to the job's log. One of several processes
-    leaves its outcome in the folder `--answers` instead, under its rank, and stops when a file `stop` comes there.
+    leaves its outcome in the folder `--answers` instead, under its rank, and stops when the file `STOP` comes there.
     """
     call, parent, answers = arguments_of(arguments)
     asked = threading.Event()
@@ -177,7 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     if parent is not None:
         die_with(parent)
     answer = answering()
-    outcome = execute(call, lambda: asked.is_set() or (answers is not None and (answers / "stop").exists()))
+    outcome = execute(call, lambda: asked.is_set() or (answers is not None and (answers / STOP).exists()))
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     if answers is None:
@@ -215,8 +238,7 @@ def answering() -> int:
 
 def die_with(parent: int) -> None:
     """End this process when its parent ends: by the kernel on Linux, by looking each second elsewhere too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_by_kernel()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -224,6 +246,12 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="watch-parent").start()
+
+
+def die_by_kernel() -> None:
+    """Have the kernel end this process when its parent ends, also once it runs another program; only on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

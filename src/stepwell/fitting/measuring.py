@@ -11,6 +11,7 @@ from torch import Tensor
 from stepwell.errors import StepwellError
 from stepwell.fitting.contexts import Contexts
 from stepwell.fitting.objective import at_targets
+from stepwell.fitting.recipe import CPU_COLUMNS, GPU_COLUMNS
 from stepwell.fitting.rows import by_mode, is_out_of_memory, rows_of
 from stepwell.latents.prompt import Problem, fault_of, mode_vectors
 from stepwell.shapes import Backbone, frozen
@@ -29,7 +30,7 @@ class Measured:
 def columns_of(backbone: Backbone, columns: int | None) -> int:
     """Columns of one pass: as given, else what fills the device (a pass that does not fit is halved anyway)."""
     kind = next(backbone.parameters()).device.type
-    return columns or (1024 if kind == "cpu" else 16384)
+    return columns or (CPU_COLUMNS if kind == "cpu" else GPU_COLUMNS)
 
 
 @torch.no_grad()

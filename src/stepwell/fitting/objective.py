@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from stepwell.fitting.recipe import CHUNK_LOGITS
 from stepwell.shapes import Backbone
-
-CHUNK_LOGITS = 1 << 24
-"""Logits of one chunk: 64 MiB in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,11 @@ from pydantic import Field, model_validator
 
 from stepwell.spec import Spec
 
+CPU_COLUMNS, GPU_COLUMNS = 1024, 16_384
+"""Columns of one pass that fill the device, where no number is asked for."""
+CHUNK_LOGITS = 1 << 24
+"""Logits at a time at the targets: 64 MiB in float32."""
+
 
 class FitRecipe(Spec):
     """Options of `fit`; every one holds for each restart of each problem by itself, whatever else shares its batch.

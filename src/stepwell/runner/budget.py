@@ -182,7 +182,7 @@ class Watch:
     def _file(self, job: str) -> tuple[int, int] | None:
         """Which file the checkpoint is: each one replaces the last. Its time is compared with itself alone."""
         with contextlib.suppress(OSError):
-            found = (self.folder.checkpoints(job) / "last.ckpt").stat()
+            found = self.folder.checkpoint(job).stat()
             return found.st_ino, found.st_mtime_ns
         return None
 
@@ -215,7 +215,7 @@ def _shares_left(folder: RunFolder) -> dict[str, float]:
     for event in read_events(folder.events_path):
         if event["event"] == "progress" and event["total"]:
             shares[event["job"]] = 1.0 - event["done"] / event["total"]
-    return {job: share for job, share in shares.items() if (folder.checkpoints(job) / "last.ckpt").exists()}
+    return {job: share for job, share in shares.items() if folder.checkpoint(job).exists()}
 
 
 def _used_up(

@@ -142,11 +142,12 @@ class Walk:
                     continue
                 if self.folder.marker_path(job.id).exists():
                     self.folder.event("job-rerun", job=job.id, reason=fault)
-            if len(self.under_way) < self.engine.slots and self.watch.may_begin(job, self._devices(job)):
-                self._submit(job)
+            devices = kinds.kind(job.kind).holds(self.plan.devices)
+            if len(self.under_way) < self.engine.slots and self.watch.may_begin(job, devices):
+                self._submit(job, devices)
         return found
 
-    def _submit(self, job: Job) -> None:
+    def _submit(self, job: Job, devices: int) -> None:
         attempt = self.attempts[job.id] = self.attempts.get(job.id, 0) + 1
         self.folder.event("job-started", job=job.id, attempt=attempt)
         call = JobCall(
@@ -154,15 +155,11 @@ class Walk:
             job=job.id,
             fingerprint=self.identities[job.id],
             threads=self.plan.threads_per_job,
-            ranks=self.plan.devices if kinds.kind(job.kind).parallel == "ranks" else 1,
+            ranks=kinds.kind(job.kind).ranks(self.plan.devices),
         )
         self.schedule.state[job.id] = "running"
-        self.watch.begun(job, self._devices(job))
+        self.watch.begun(job, devices)
         self.under_way[self.engine.submit(call)] = (job, time.monotonic())
-
-    def _devices(self, job: Job) -> int:
-        """How many devices a job holds."""
-        return self.plan.devices if kinds.kind(job.kind).parallel != "none" else 1
 
     def _ended(self, handle: Handle, request: StopRequest) -> None:
         job, began = self.under_way.pop(handle)

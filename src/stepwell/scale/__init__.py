@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from stepwell import kinds
 from stepwell.devices import Device, Steps, Work, find_device
@@ -124,6 +125,12 @@ class _Model:
             unknown={stage: (n, of_all[stage]) for stage, n in without.items()},
         )  # fmt: skip
 
+    @cached_property
+    def alone(self) -> float:
+        """Hours of one device for all jobs, one after another."""
+        work = self.works.values()
+        return sum(taken(each, self.device, 1, self.plan.threads_per_job).seconds for each in work) / 3600
+
     def best(self, n: int) -> Point:
         """The fastest `devices` of the plan on n devices; of several, the smallest."""
         points = (self.at(n, each, among) for each in self._options(n) for among in {n, n - n % each})
@@ -146,7 +153,6 @@ class _Model:
         took = {id: taken(work, self.device, each, self.plan.threads_per_job) for id, work in self.works.items()}
         tasks = [self._task(id, job) for id, job in took.items()]
         hours = schedule(tasks, among, A_MACHINE).seconds / 3600
-        alone = sum(taken(work, self.device, 1, self.plan.threads_per_job).seconds for work in self.works.values())
         used = sum(job.devices * job.seconds for job in took.values()) / 3600
         lost = {WAITING: max(0.0, n * hours - used)}
         for job in took.values():
@@ -158,7 +164,7 @@ class _Model:
             stage = self.stages[task.id]
             chain[stage] = chain.get(stage, 0.0) + task.seconds / 3600
         return Point(
-            devices=n, each=each, hours=hours, used=used, held=n * hours, efficiency=alone / 3600 / (n * hours),
+            devices=n, each=each, hours=hours, used=used, held=n * hours, efficiency=self.alone / (n * hours),
             price=None if self.price is None else n * hours * self.price,
             memory=max((held for held in memory if held is not None), default=None),
             lost=lost, chain=tuple(chain.items()),

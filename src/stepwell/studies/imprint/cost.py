@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwell.devices import Chunks, Memory, Work
+from stepwell.fitting.recipe import CHUNK_LOGITS, GPU_COLUMNS
 from stepwell.studies.imprint.params import (
     Arc,
     Arithmetic,
@@ -21,10 +22,6 @@ from stepwell.studies.qa.cost import FLOAT, Reader, sized
 
 QUESTION, ANSWER = 15, 6
 """Tokens of a question and an answer of SQuAD, end tokens included, as SmolLM2 cuts them."""
-CHUNK_LOGITS = 1 << 24
-"""Logits at a time at the targets: `fitting.objective`."""
-COLUMNS = 16_384
-"""Of one forward pass on a GPU, where the plan names no number: `fitting.fit`."""
 
 
 def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -45,7 +42,7 @@ def of_fit(params: FitParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]
     flop = 2 * runs * 2.0 * (columns * known.layers + sum(lengths) * known.head)
     chunks = Chunks(items=pairs, size=params.chunk)
     restarts = 1 if params.recipe.until_exact else params.recipe.restarts
-    at_once = min(float(params.columns or COLUMNS), float(min(pairs, params.chunk) * restarts * columns))
+    at_once = min(float(params.columns or GPU_COLUMNS), float(min(pairs, params.chunk) * restarts * columns))
     return Work(
         flop=flop, tokens=runs * columns, precision=known.precision, memory=passing(known, at_once), shared=chunks
     )
@@ -71,7 +68,7 @@ def of_baselines(params: BaselineParams, axes: Mapping[str, Any], inputs: Mappin
     head = tier.n * (params.draws + 4) * sum(lengths) * known.head
     return Work(
         flop=2.0 * (columns * known.layers + head), tokens=columns, precision=known.precision,
-        memory=passing(known, min(columns, COLUMNS)),
+        memory=passing(known, min(columns, GPU_COLUMNS)),
     )  # fmt: skip
 
 

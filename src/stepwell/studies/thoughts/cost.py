@@ -34,10 +34,8 @@ KEPT, KEPT_GATED = 17, 28
 KEPT_DROPOUT = 4
 """Arrays of the size of all attention weights that dropout on them leaves, with as much again of masks and inputs."""
 WITH_LATENTS = ("continuous", "frozen", "shared")
-KNOWN_BLOCK_PARAMETERS = {"gpt2": 85_056_000, "smollm2-135m": 106_203_456}
-"""Parameters of the layers, embeddings left out, of models that need not be at hand to be planned with."""
 KNOWN_EMBEDDINGS = {"gpt2": 39_383_808, "smollm2-135m": 28_311_552}
-"""Parameters of the embeddings of the same models; of models from scratch they are few."""
+"""Parameters of the embeddings of models that this study is planned with; of models from scratch they are few."""
 
 
 def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:
@@ -154,5 +152,4 @@ def flop_per_column(model: ModelParams) -> float | None:
         return 2.0 * spec.layers * spec.width**2 * (4 + 2 * spec.mlp_ratio)
     if spec.name is None:
         return 2.0 * spec.layers * spec.width**2 * 12
-    known = KNOWN_BLOCK_PARAMETERS.get(spec.name)
-    return None if known is None else 2.0 * known
+    return 2.0 * KNOWN[spec.name][0] if spec.name in KNOWN_EMBEDDINGS else None
