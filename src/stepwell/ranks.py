@@ -99,18 +99,32 @@ class Ranks:
 
             torch.manual_seed(seed * 1_000_003 + step * self.size + self.rank)
 
-    def share(self, batches: Sequence[Batch], parts: Callable[[Batch, int], Sequence[Batch]]) -> list[Batch]:
+    def share(
+        self, batches: Sequence[Batch], parts: Callable[[Batch, int], Sequence[Batch]], *,
+        equally: bool = False, alike: bool = True,
+    ) -> list[Batch]:  # fmt: skip
         """This process's part of a step's micro-batches: whole ones where that is even, else a part of each.
 
         Args:
             batches: of the whole step, the same in every process.
             parts: a micro-batch in so many parts, or fewer where it has not so many rows.
+            equally: every process has to run the model's layers equally often.
+            alike: each micro-batch runs them equally often. Else the parts of each do, and it must be cut.
+
+        Raises:
+            StepwellError: a micro-batch has too few rows for all processes to compute equally often.
         """
         if self.size == 1:
             return list(batches)
-        if len(batches) % self.size == 0:
+        if len(batches) % self.size == 0 and (alike or not equally):
             return list(batches[self.rank :: self.size])
         cut = [parts(batch, self.size) for batch in batches]
+        if equally and (few := [len(own) for own in cut if len(own) < self.size]):
+            raise StepwellError(
+                f"a micro-batch of {few[0]} rows is too small for {self.size} processes, which hold the model in parts "
+                "and must compute equally often",
+                "raise `batch_size`" + (", or make `accumulation` a multiple of `devices`" if alike else ""),
+            )
         # A batch with too few rows must not always leave the same process idle.
         return [own[place] for n, own in enumerate(cut) if (place := (self.rank + n) % self.size) < len(own)]
 

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
-from stepwell.errors import StageFailed
+from stepwell.errors import StageFailed, StepwellError
 from stepwell.monitor import Alert, Watch
 from stepwell.randomness import random_state, set_random_state
+from stepwell.ranks import Ranks
 from stepwell.recipe import Curriculum, Monitors, Recipe, StageMix
+from stepwell.sharding import Trained, whole_state
 from stepwell.stage import StageContext
 
 
@@ -39,11 +41,14 @@ class Model(Protocol):
     """What the loop trains and asks.
 
     `objective` returns the sum of nats and their number. `parts` cuts a micro-batch by its rows into so many at most,
-    for as many processes. `stepped` hears the mean loss of each optimizer step that was made.
+    for as many processes. `alike` says whether every micro-batch runs the layers equally often. `stepped` hears the
+    mean loss of each optimizer step that was made.
     """
 
     @property
     def module(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def alike(self) -> bool: ...  # noqa: D102
     def objective(self, batch: Any) -> tuple[Tensor, int]: ...  # noqa: D102
     def supervised(self, batch: Any) -> int: ...  # noqa: D102
     def validate(self, stage: int) -> tuple[int, int]: ...  # noqa: D102
@@ -112,7 +117,8 @@ class Training:
     def __post_init__(self) -> None:
         self.total_steps = self.recipe.total_steps(self.stream.steps_per_epoch)
         self.progress, self.watch = Progress(), Watch(self.monitors)
-        self.optimizers = new_optimizers(self.model.module, self.recipe)
+        self.trained = Trained(self.model.module, self.ctx.ranks)
+        self.optimizers = self._new_optimizers()
 
     def run(self, state: dict[str, Any] | None = None) -> Progress:
         """Train to the end, from the checkpoint `state` where there is one.
@@ -158,15 +164,14 @@ class Training:
         module.zero_grad(set_to_none=True)
         ranks = self.ctx.ranks
         ranks.seed(self.seed, step)
-        for batch in ranks.share(batches, self.model.parts):
+        for batch in ranks.share(batches, self.model.parts, equally=self.ctx.shard, alike=self.model.alike):
             device = next(module.parameters()).device
             with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
                 nats, _ = self.model.objective(batch)
             (nats / tokens).backward()
             total += float(nats.detach())
-        (total,) = ranks.add_up(module.parameters(), [total])
-        limit = float("inf") if self.recipe.clip is None else self.recipe.clip
-        grad_norm = float(nn.utils.clip_grad_norm_(module.parameters(), limit))
+        (total,) = self.trained.add_up([total])
+        grad_norm = self.trained.clip(float("inf") if self.recipe.clip is None else self.recipe.clip)
         if grad_norm == grad_norm and grad_norm != float("inf"):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -216,7 +221,7 @@ class Training:
         if inside:
             return
         if self.recipe.reset_optimizer == "epoch":
-            self.optimizers = new_optimizers(self.model.module, self.recipe)
+            self.optimizers = self._new_optimizers()
         curriculum = self.curriculum
         if curriculum is None or curriculum.advance != "epochs" or self.progress.step >= self.total_steps:
             return
@@ -228,8 +233,11 @@ class Training:
         self.progress.stage_began = self.progress.step
         self.watch.new_stage()
         if self.recipe.reset_optimizer == "stage":
-            self.optimizers = new_optimizers(self.model.module, self.recipe)
+            self.optimizers = self._new_optimizers()
         self.ctx.write("advance", step=self.progress.step, curriculum_stage=self.progress.stage, reason=reason)
+
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
+        return new_optimizers(self.model.module, self.recipe, self.trained)
 
     def _where(self) -> dict[str, Any]:
         stage, step = self.progress.stage, self.progress.step
@@ -251,8 +259,8 @@ class Training:
     def save(self) -> None:
         """Replace the checkpoint by everything the rest of the training depends on."""
         self.ctx.save({
-            "model": self.model.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "model": self.trained.state(),
+            "optimizers": [self.trained.state_of(optimizer) for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "watch": self.watch.state(),
             "random": random_state(),
@@ -263,24 +271,36 @@ class Training:
         if state is None:
             torch.manual_seed(self.seed)
             return
-        self.model.module.load_state_dict(state["model"])
+        self.trained.restore(state["model"])
         for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(held)
+            self.trained.restore_optimizer(optimizer, held)
         self.progress = Progress(**state["progress"])
         self.watch = Watch.from_state(self.monitors, state["watch"])
         set_random_state(state["random"])
 
 
-def new_optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def new_optimizers(module: nn.Module, recipe: Recipe, trained: Trained | None = None) -> list[torch.optim.Optimizer]:
     """Fresh optimizers over what is trainable: AdamW, after Muon for the layers' matrices where the recipe says so.
 
     AdamW decays vectors too (norms, biases, the shared latent), as in the original.
+
+    Args:
+        module: what is trained.
+        recipe: how.
+        trained: what this process holds of it, where others hold the rest.
+
+    Raises:
+        StepwellError: Muon, which needs whole matrices, where a process has parts of them.
     """
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trained = trained or Trained(module, Ranks())
+    trainable = trained.parameters
     adamw = {"lr": recipe.lr, "betas": recipe.betas, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         return [torch.optim.AdamW(trainable, **adamw)]
     assert recipe.muon_lr is not None
+    if trained.in_parts:
+        raise StepwellError("Muon needs whole matrices, and `shard` gives each process a part of them",
+                            "set the recipe's `optimizer` to adamw, or leave `shard` out")  # fmt: skip
     tables = {id(part.weight): len(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     vocabulary = max(tables.values(), default=0)
 
@@ -308,13 +328,27 @@ def draw_stage(curriculum: Curriculum, stage: int, generator: torch.Generator) -
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """The weights as safetensors; tied weights once, as the module shares them."""
+    """The weights as safetensors; tied weights once, as the module shares them.
+
+    Where processes hold the module in parts, all of them must call it.
+    """
     from safetensors.torch import save_model
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_model(module, str(partial))
+    save_model(cast("nn.Module", _Whole(module)), str(partial))
     partial.replace(path)
+
+
+class _Whole:
+    """A module as `save_model` asks for it, with its parts gathered."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        """By name."""
+        return whole_state(self.module)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -49,6 +49,7 @@ class Batch:
         facts: (B, F, 2), options (B, 2), root (B,): the prompt of a backbone that reads graphs; F + 2 columns before
             `ids`.
         facts_mask: (B, F) True where a fact is real.
+        most: of a part of a batch, the batch's K: a part may have fewer, and takes as many passes as the others.
         items: the items' indices, for whoever evaluates.
     """
 
@@ -63,11 +64,12 @@ class Batch:
     facts_mask: Tensor | None = None
     options: Tensor | None = None
     root: Tensor | None = None
+    most: int | None = None
 
     @property
     def thoughts(self) -> int:
         """K, the number of latent columns of the row with the most."""
-        return int(self.latent.sum(1).max())
+        return int(self.latent.sum(1).max()) if self.most is None else self.most
 
     def to(self, device: str | torch.device) -> Batch:
         """The same batch on a device."""
@@ -77,9 +79,9 @@ class Batch:
     def parts(self, count: int) -> list[Batch]:
         """The batch in so many parts of its rows, or fewer; columns stay, so that each row is computed as it was."""
         held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return [
-            replace(self, **{name: value[part] for name, value in held.items()}) for part in spans(len(self.ids), count)
-        ]
+        whole = replace(self, most=self.thoughts)
+        parts = spans(len(self.ids), count)
+        return [replace(whole, **{name: value[part] for name, value in held.items()}) for part in parts]
 
     def inputs(self) -> Batch:
         """All columns but the last, which has nothing left to predict: what a loss needs to compute."""
@@ -138,6 +140,9 @@ class Thoughts(nn.Module):
         vector: (D,) the start of the vector of `shared` and `frozen` (a copy of an existing token's embedding).
         multipass: compute `shared` and `frozen` in K + 1 passes. It is the same function (a test proves it), and is
             here for that proof only.
+
+    Attributes:
+        in_parts: whether processes hold the backbone in parts (`stepwell.sharding`).
     """
 
     def __init__(self, backbone: Any, arm: Arm, *, vector: Tensor | None = None, multipass: bool = False) -> None:
@@ -145,6 +150,7 @@ class Thoughts(nn.Module):
         self.backbone, self.multipass = backbone, multipass
         self.arm: Arm = arm
         self.deferred = DeferredWeightGradients()
+        self.in_parts = False
         if arm in ("frozen", "shared"):
             if vector is None:
                 raise ValueError(f"arm {arm} needs the vector that it holds")
@@ -189,7 +195,9 @@ class Thoughts(nn.Module):
         """
         if batch.thoughts and (self.arm == "continuous" or self.multipass or edit is not None):
             deferring = torch.is_grad_enabled() and self.backbone.width >= DEFER_FROM_WIDTH
-            deferring = deferring and not getattr(self.backbone, "recomputes", False)
+            # A model in parts is not to hold what a chain would cast and keep of all its layers.
+            kept = getattr(self.backbone, "recomputes", False) or self.in_parts
+            deferring = deferring and not kept
             with self.deferred if deferring else nullcontext():
                 return self.columns(batch, cache=cache, edit=edit)[0]
         embeds, mask, positions, graph = self.layout(batch)

@@ -110,6 +110,8 @@ class SftModel:
         self._parameters = tuple(lora.parameters())
         self._flags, self._meter = Flags(), _Meter()
 
+    alike = True
+
     @property
     def module(self) -> nn.Module:
         """The adapter alone: all that is trained, and all of the model that is in a checkpoint."""
@@ -130,14 +132,7 @@ class SftModel:
 
     def parts(self, batch: Batch, count: int) -> list[Batch]:
         """A micro-batch in so many parts of its rows at most, each with a dropout of its own."""
-        rows = len(batch.ids)
-        if self.ctx.shard and rows < count:
-            raise StageFailed(
-                f"a micro-batch of {rows} rows is too small for {count} processes, which hold the model in parts and "
-                "must compute equally often",
-                "raise `batch_size`, or make `accumulation` a multiple of `devices`", stage=self.ctx.job.id,
-            )  # fmt: skip
-        cut = [batch.rows(part) for part in spans(rows, count)]
+        cut = [batch.rows(part) for part in spans(len(batch.ids), count)]
         return [replace(part, seed=mixed(part.seed, number)) if number else part for number, part in enumerate(cut)]
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stepwell.evaluate import accuracy, score
 from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, Arm, Batch, Thoughts
 from stepwell.objectives import cross_entropy, supervised
 from stepwell.recipe import Curriculum
+from stepwell.sharding import shard, whole
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.build import Built, build
 from stepwell.studies.thoughts.params import ModelParams, TrainParams
@@ -45,6 +46,11 @@ class ThoughtModel:
     def module(self) -> Thoughts:
         """What is trained."""
         return self.built.thoughts
+
+    @property
+    def alike(self) -> bool:
+        """Whether all micro-batches take equally many passes: stages are drawn, and a thought may be a pass."""
+        return self.module.arm != "continuous"
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the nats of the supervised tokens, and their number; logits nowhere else."""
@@ -88,7 +94,7 @@ def train(params: TrainParams, ctx: StageContext) -> None:
     attempt = state["attempt"] if state else 0
     while True:
         seed = ctx.seed + 7_777_777 * attempt
-        built = build(model, arm, seed=seed, device=ctx.device)
+        built = _placed(build(model, arm, seed=seed, device="cpu" if ctx.shard else ctx.device), ctx)
         readers = {name: built.reader(data, name) for name in ("train", "steer")}
         stream = ThoughtStream(
             readers["train"], arm, batch_size=params.batch_size, accumulation=params.accumulation, seed=seed
@@ -124,7 +130,7 @@ def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, progress: Progr
         save_weights(module, ctx.folder / "best.safetensors")
     _rescore(model, arm, trained, progress.stage, ctx, "best", right if progress.best is None else progress.best * n)
     ctx.write("trained", curriculum_stage=progress.stage)
-    finite = all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    finite = all(bool(torch.isfinite(whole(p)).all()) for p in module.parameters())
     ctx.write(
         "check", name="weights-finite", passed=finite, detail="all weights are finite" if finite else "NaN or inf"
     )
@@ -151,10 +157,19 @@ def _rescore(
 
 
 def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Built:
-    """The model of a weights file, in evaluation mode."""
-    built = build(model, arm, seed=0, device=ctx.device)
+    """The model of a weights file, in evaluation mode; in parts where the processes of the job hold it so."""
+    built = build(model, arm, seed=0, device="cpu" if ctx.shard else ctx.device)
     load_weights(built.thoughts, path)
     built.thoughts.eval()
+    return _placed(built, ctx)
+
+
+def _placed(built: Built, ctx: StageContext) -> Built:
+    """A model that was built on the CPU, in parts on the devices of the job's processes; another one as it is."""
+    if ctx.shard:
+        shard(built.thoughts.backbone, ctx)
+        built.thoughts.to(ctx.device).in_parts = True
+        return replace(built, start=built.start.to(ctx.device))
     return built
 
 

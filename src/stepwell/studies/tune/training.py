@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from stepwell.adapt.lora import LoRA
-from stepwell.adapt.sharding import shard_frozen
 from stepwell.errors import StepwellError
 from stepwell.grading.mining import read_failures, with_replay
 from stepwell.merging.base import BaseIdentity
@@ -18,6 +17,7 @@ from stepwell.sft.model import SftModel, need_full_precision
 from stepwell.sft.packing import Batch, Corpus, prove_packing
 from stepwell.sft.render import ChatFormat
 from stepwell.sft.stream import SftStream
+from stepwell.sharding import shard
 from stepwell.stage import StageContext
 from stepwell.studies.tune.base import ADAPTER, Base, base_of
 from stepwell.studies.tune.data import Drawn
@@ -58,8 +58,7 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
         )  # fmt: skip
         _write_categories(stream, categories or {}, ctx)
     if ctx.shard:
-        held, weights = shard_frozen(backbone, ctx.ranks, ctx.device)
-        ctx.event("sharded", processes=ctx.ranks.size, held=held, weights=weights)
+        shard(backbone, ctx, but=lora.parameters())
     began = time.perf_counter()
     Training(
         model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,

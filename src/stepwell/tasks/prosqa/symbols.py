@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -97,7 +97,7 @@ class SymbolFormat:
         latent = torch.nn.functional.pad(latent, (0, tail.shape[1]))
         common = {"labels": labels, "latent": latent, "items": rows, "names": symbols}
         if self.prompt == "facts":
-            graph = {"facts": facts, "facts_mask": real, "options": options, "root": root}
+            graph: dict[str, Any] = {"facts": facts, "facts_mask": real, "options": options, "root": root}
             return Batch(ids=ids, mask=mask, first=first, **common, **graph)
         query = torch.stack((torch.full_like(root, QUERY), options[:, 0], options[:, 1], root), 1)
         prompt = torch.cat((facts.flatten(1), query), 1)
