@@ -54,6 +54,8 @@ def worker(answer: Path, *, width: int, rows: int) -> None:
         def supervised(self, batch: Batch) -> int:
             return int((batch.labels >= 0).sum())
 
+        alike = False
+
         def parts(self, batch: Batch, count: int) -> list[Batch]:
             return batch.parts(count)
 

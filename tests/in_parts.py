@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -63,9 +62,7 @@ def nats(model: Thoughts, batch: Batch) -> torch.Tensor:
 def compared(architecture: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     """What training in parts differs by, and what it held."""
     alone, parts = thinker(architecture, 0), thinker(architecture, 0)
-    told: dict[str, int] = {}
-    ctx = cast("Any", SimpleNamespace(ranks=ranks, device="cpu", event=lambda _, **fields: told.update(fields)))
-    shard(parts.backbone, ctx)
+    told = shard(parts.backbone, ranks, "cpu")
     parts.in_parts = True
     layers = getattr(
         getattr(parts.backbone, "base", parts.backbone), {"gpt2": "h", "small": "blocks"}.get(architecture, "layers")
@@ -100,7 +97,7 @@ def compared(architecture: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
         if step == 1:  # go on from a checkpoint, in another model
             state, kept = many.state(), many.state_of(sides[1][1])
             parts = thinker(architecture, 7)
-            shard(parts.backbone, ctx)
+            shard(parts.backbone, ranks, "cpu")
             parts.in_parts = True
             many = Trained(parts, ranks)
             many.restore(state)

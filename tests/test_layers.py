@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "recipe",
         "randomness",
         "ranks",
+        "sharding",
         "devices",
         "calibrate",
         "stats",

@@ -160,12 +160,12 @@ def test_no_more_devices_than_rows_chunks_or_a_machine_can_use() -> None:
 
 
 def test_memory_of_one_device() -> None:
-    memory = Memory(weights=100.0, training=10.0, activations=8.0, logits=4.0)
+    memory = Memory(weights=100.0, training=10.0, layers=4.0, activations=8.0, logits=4.0)
     even = Work(memory=memory, shared=Steps(n=1, batches=4, rows=8, trained=0))
     cut = Work(memory=memory, shared=Steps(n=1, batches=1, rows=8, trained=0))
     assert held_by_one(even, 4, shard=False) == 122.0
     assert held_by_one(cut, 4, shard=False) == 113.0
-    assert held_by_one(cut, 4, shard=True) == 38.0
+    assert held_by_one(cut, 4, shard=True) == 35.0
     assert held_by_one(Work(memory=memory), 1, shard=True) == 122.0
     assert held_by_one(Work(), 1, shard=False) is None
 

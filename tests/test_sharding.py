@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from torch import nn
@@ -52,11 +51,10 @@ def test_no_layer_is_whole_while_another_computes(found: dict[str, Any], archite
 
 def test_what_cannot_be_held_in_parts_is_refused(found: dict[str, Any]) -> None:
     assert found["gpt2"]["muon"] == "Muon needs whole matrices, and `shard` gives each process a part of them"
-    ctx = cast("Any", SimpleNamespace(ranks=Ranks(), device="cpu"))
     with pytest.raises(StepwellError, match="set `devices` to 2 at least"):
-        shard(nn.Linear(2, 2), ctx)
+        shard(nn.Linear(2, 2), Ranks(), "cpu")
     with pytest.raises(StepwellError, match="Linear has no list of layers"):
-        shard(nn.Linear(2, 2), cast("Any", SimpleNamespace(ranks=Ranks(size=2), device="cpu")))
+        shard(nn.Linear(2, 2), Ranks(size=2), "cpu")
 
 
 def test_rows_too_few_for_all_are_refused() -> None:

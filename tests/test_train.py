@@ -52,6 +52,7 @@ class Toy:
     seen: list[torch.dtype] = field(default_factory=list)
     modes: set[bool] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
+    alike: bool = True
 
     def objective(self, batch: Batch) -> tuple[Tensor, int]:
         x, y = batch

@@ -29,6 +29,7 @@ class Memory:
     Args:
         weights: of models that are not trained.
         training: trained parameters with their gradients and the optimizer's state.
+        layers: of `training`, what belongs to the layers of the model itself: several processes can hold it in parts.
         activations: kept for the backward pass, or at work in a forward pass, with its cache.
         logits: with everything of their size that the losses make of them.
         host: kept in the machine's own memory, beside the device's.
@@ -36,6 +37,7 @@ class Memory:
 
     weights: float = 0.0
     training: float = 0.0
+    layers: float = 0.0
     activations: float = 0.0
     logits: float = 0.0
     host: float = 0.0

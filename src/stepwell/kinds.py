@@ -28,7 +28,6 @@ class Kind:
             `inputs` maps the name of each needed stage to its validated params, direct and indirect needs alike.
         parallel: what several devices are to one job of it: `ranks`, processes that train together; `chunks`, workers
             that take its items in turn; `none`, of no use.
-        shards: whether its processes can hold a frozen model in parts.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Kind:
     yields: Mapping[str, frozenset[str]]
     estimate: str | None = None
     parallel: Literal["none", "ranks", "chunks"] = "none"
-    shards: bool = False
 
     def ranks(self, devices: int) -> int:
         """Processes that train together, where a plan gives so many devices to a job."""

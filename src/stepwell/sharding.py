@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from stepwell.errors import StepwellError
 from stepwell.ranks import Ranks
-from stepwell.stage import StageContext
 
 __all__ = ["Trained", "is_part", "shard", "whole", "whole_state"]
 
@@ -22,17 +21,20 @@ LISTS = ("layers", "h", "blocks")
 """What architectures call their list of layers."""
 
 
-def shard(backbone: nn.Module, ctx: StageContext, *, but: Iterable[Tensor] = ()) -> None:
+def shard(backbone: nn.Module, ranks: Ranks, device: str, *, but: Iterable[Tensor] = ()) -> dict[str, int]:
     """Keep of each layer's weights this process's part; the others are gathered while the layer computes.
 
     Embedding, final norm and head stay whole in every process. From here on every process must run the layers equally
-    often, forward and backward. What comes of it is told as an event `sharded`: processes, the weights that the first
-    of them holds, and all weights of the model.
+    often, forward and backward.
 
     Args:
         backbone: on the CPU, where no device holds it whole; is moved to the device in parts.
-        ctx: of the job; with more than one process.
+        ranks: the processes, connected.
+        device: `cpu`, `cuda` or `mps`.
         but: parameters that stay whole in every process, such as an adapter's.
+
+    Returns:
+        The fields of an event `sharded`: processes, the weights that this one holds, and all weights of the model.
 
     Raises:
         StepwellError: there is one process, or the architecture has no list of layers.
@@ -40,7 +42,7 @@ def shard(backbone: nn.Module, ctx: StageContext, *, but: Iterable[Tensor] = ())
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    if ctx.ranks.size == 1:
+    if ranks.size == 1:
         raise StepwellError("one process cannot hold a model in parts", "set `devices` to 2 at least")
     base = getattr(backbone, "base", backbone)
     layers = next((found for name in LISTS if isinstance(found := getattr(base, name, None), nn.ModuleList)), None)
@@ -50,7 +52,7 @@ def shard(backbone: nn.Module, ctx: StageContext, *, but: Iterable[Tensor] = ())
             "leave `shard` out",
         )
     weights, kept = sum(p.numel() for p in backbone.parameters()), set(map(id, but))
-    mesh = init_device_mesh(ctx.device, (ctx.ranks.size,))
+    mesh = init_device_mesh(device, (ranks.size,))
     for layer in layers:
         # Left to choose, it keeps a module that is in no other one whole until the backward pass, and after a look at
         # held-out items too; then the gradients of several passes are wrong, without a word.
@@ -63,9 +65,9 @@ def shard(backbone: nn.Module, ctx: StageContext, *, but: Iterable[Tensor] = ())
         # sum and a division, for gloo knows nothing else.
         layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)
-    backbone.to(ctx.device)
+    backbone.to(device)
     held = sum(_local(p).numel() for p in backbone.parameters())
-    ctx.event("sharded", processes=ctx.ranks.size, held=held, weights=weights)
+    return {"processes": ranks.size, "held": held, "weights": weights}
 
 
 def is_part(tensor: Tensor) -> bool:

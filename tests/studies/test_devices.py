@@ -119,6 +119,7 @@ def when_saved(folder: Path, act: Callable[[], None]) -> threading.Thread:
     [
         pytest.param(of_thoughts, id="thoughts"),
         pytest.param(of_text, id="text"),
+        pytest.param(of_wire, id="wire"),
         pytest.param(of_tune, id="tune"),
     ],
 )
@@ -174,5 +175,6 @@ def test_what_several_devices_cannot_do_is_refused(model: Path) -> None:
         run(on(of_thoughts(model), 2, engine="inline"), Path("unused"))
     with pytest.raises(StepwellError, match="set `devices` to 2 at least"):
         run(on(of_tune(model), 1, shard=True), Path("unused"))
-    with pytest.raises(StepwellError, match="train can only train with the whole model in each process"):
-        run(on(of_thoughts(model), 2, shard=True), Path("unused"))
+    muon = of_thoughts(model, "train.optimizer=muon", "train.muon_lr=1e-2")
+    with pytest.raises(StepwellError, match="train trains by Muon, which needs whole matrices"):
+        run(on(muon, 2, shard=True), Path("unused"))

@@ -113,10 +113,32 @@ def test_02_micro_batches_make_the_step_of_one_large_batch(wire: Wire, items: li
         Rows(latent=tuple(items[:1]), text=tuple(items[4:6]), number=0),
         Rows(latent=tuple(items[1:4]), text=(), number=1),
     )
-    two, summed = step(*parts)
-    assert one == pytest.approx(two, rel=1e-4)
-    for a, b in zip(whole, summed, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    # As processes that hold the model in parts share it: each with passes over latents and over text.
+    alike = Rows(latent=tuple(items[:4]), text=tuple(items[4:6]), number=0).parts(3, alike=True)
+    shapes = [(len(rows.latent), len(rows.text), rows.idle) for rows in alike]
+    assert shapes == [(1, 1, None), (1, 1, None), (2, 1, "text")]
+    for some in (parts, alike):
+        two, summed = step(*some)
+        assert one == pytest.approx(two, rel=1e-4)
+        for a, b in zip(whole, summed, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("latent", "text"), [(5, 0), (0, 5), (1, 4), (4, 1), (3, 3), (1, 1), (2, 0)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_of_a_micro_batch_have_each_row_once_and_passes_alike(
+    items: list[QA], latent: int, text: int, count: int
+) -> None:
+    whole = Rows(latent=tuple(items[:latent]), text=tuple(items[latent : latent + text]), number=7)
+    parts, alike = whole.parts(count), whole.parts(count, alike=True)
+    for found in (parts, alike):
+        assert len(found) == min(count, latent + text) == len({rows.number for rows in found})
+        for kind in ("latent", "text"):
+            own = [item for rows in found if rows.idle != kind for item in getattr(rows, kind)]
+            assert sorted(item.id for item in own) == sorted(item.id for item in getattr(whole, kind))
+    sizes = [len(rows.latent) + len(rows.text) for rows in parts]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) > 0
+    assert all(bool(rows.latent) == bool(latent) and bool(rows.text) == bool(text) for rows in alike)
 
 
 def test_03_the_held_split_is_not_trained_on(made: tuple[Plan, Path], items: list[QA]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
+from stepwell.sharding import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class Seal:
     """The hashes of what is frozen in a module; `check` compares them.
 
     Parameters and buffers that a state dict has count, ones that are shared once; they are known by name, dtype, shape
-    and content. PEFT's own part of a name (`base_layer`) does not count.
+    and content. PEFT's own part of a name (`base_layer`) does not count. What processes hold in parts is hashed whole:
+    all of them must seal and check.
 
     Attributes:
         module: the module.
@@ -116,5 +118,5 @@ def _need_no_gradients(held: Mapping[str, Tensor]) -> None:
 
 def _sha256(tensor: Tensor) -> str:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(whole(tensor).detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

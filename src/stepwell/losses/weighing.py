@@ -121,8 +121,8 @@ class Step:
             self._weights = self._balanced(terms)
         parts = []
         for name, term in terms.items():
-            if not term.count:
-                continue
+            if not term.count and not term.sum.requires_grad:
+                continue  # else a process goes along with the others' passes
             total = term.sum.detach().double() if term.sum.device.type != "mps" else term.sum.detach()
             self._sums[name] = self._sums[name] + total if name in self._sums else total
             self._seen[name] += term.count

@@ -195,10 +195,10 @@ def _engine(plan: Plan) -> Iterator[Problem]:
             return
     if plan.shard and plan.devices == 1:
         yield Problem(("shard",), "a model is held in parts by several processes: set `devices` to 2 at least")
-    whole = [stage.name for stage in plan.stages if kinds.kind(stage.kind).parallel == "ranks"]
-    whole = [name for name in whole if not kinds.kind(plan.stage(name).kind).shards]
-    if plan.shard and whole:
-        yield Problem(("shard",), f"{listed(whole)} can only train with the whole model in each process")
+    for stage in plan.stages:
+        if plan.shard and getattr(params_of(stage), "optimizer", None) == "muon":
+            cause = f"{stage.name} trains by Muon, which needs whole matrices; set `optimizer: adamw` in its params"
+            yield Problem(("shard",), cause)
 
 
 def _gates(plan: Plan) -> Iterator[Problem]:

@@ -238,7 +238,7 @@ class Plan(Spec):
         slurm: what `engine: slurm` asks of the queue.
         workers: jobs at a time.
         devices: of one job, where its kind can use several: processes of one training, or workers over its items.
-        shard: whether the processes of one training hold the frozen model in parts (FSDP2) instead of whole.
+        shard: whether the processes of one training hold the model's layers in parts (FSDP2) instead of whole.
         threads_per_job: CPU threads each job may use; part of a job's identity, for sums depend on it.
         hourly_price: price of one hour of the device, in `currency`; None where unknown.
         budget: what the run may spend; no part of a job's identity, so that it can be raised.

@@ -113,16 +113,16 @@ def evenly(items: int, size: int, workers: int) -> int:
 
 
 def held_by_one(work: Work, devices: int, *, shard: bool) -> float | None:
-    """Bytes on each of so many devices; None where the kind does not say. `shard` divides the frozen weights.
+    """Bytes on each of so many devices; None where the kind does not say. `shard` divides the model's weights.
 
     Where micro-batches are cut, so are activations and logits.
     """
     memory: Memory | None = work.memory
     if memory is None:
         return None
-    cut, weights = 1.0, memory.weights
+    cut, held = 1.0, memory.weights + memory.training
     if isinstance(work.shared, Steps) and devices > 1:
         if work.shared.batches % devices:
             cut = math.ceil(work.shared.rows / devices) / work.shared.rows
-        weights /= devices if shard else 1
-    return weights + memory.training + cut * (memory.activations + memory.logits)
+        held -= (1 - 1 / devices) * (memory.weights + memory.layers) if shard else 0.0
+    return held + cut * (memory.activations + memory.logits)

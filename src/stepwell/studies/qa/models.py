@@ -56,8 +56,9 @@ def reads_alike(contract: Contract, folder: Path) -> tuple[bool, str]:
 def loaded(ctx: StageContext) -> Contract:
     """The contract of the model stage, with its model."""
     params = _model_of(ctx)
-    backbone = HFBackbone.load(params.name, precision=params.precision, device=ctx.device)
-    return Contract.of(backbone, params.contract)
+    # What no device holds whole is loaded beside it, and moved there in parts.
+    device = "cpu" if ctx.shard else ctx.device
+    return Contract.of(HFBackbone.load(params.name, precision=params.precision, device=device), params.contract)
 
 
 def writing_of(ctx: StageContext, vllm: bool, *, unless: str = "") -> Writing:

@@ -95,7 +95,7 @@ def held(model: ModelParams, axes: Mapping[str, Any], cells: float, rows: int, *
     shape = shape_of(model)
     if shape is None:
         return None
-    layers, width, vocabulary, parameters = shape
+    layers, width, vocabulary, in_layers, parameters = shape
     spec = model.model
     answer = TEXT_ANSWER if isinstance(spec, TextModel) else SYMBOL_ANSWER
     passes = latents_of(model, axes) if axes.get("arm") == "continuous" else 0
@@ -108,22 +108,23 @@ def held(model: ModelParams, axes: Mapping[str, Any], cells: float, rows: int, *
     arrays = kept + 2 * layers * passes if trained else 2 * layers + KEPT
     return Memory(
         weights=0.0 if trained else FLOAT * parameters, training=TRAINED * parameters if trained else 0.0,
+        layers=TRAINED * in_layers if trained else 0.0,
         activations=FLOAT * cells * width * arrays, logits=OF_LOGITS * FLOAT * rows * answer * float(vocabulary),
     )  # fmt: skip
 
 
-def shape_of(model: ModelParams) -> tuple[int, int, int, float] | None:
-    """Layers, width, vocabulary and parameters; None for a model whose size is not known here."""
+def shape_of(model: ModelParams) -> tuple[int, int, int, float, float] | None:
+    """Layers, width, vocabulary, parameters of the layers and of the model; None for one whose size is not known."""
     spec, per_column = model.model, flop_per_column(model)
     if per_column is None:
         return None
     if isinstance(spec, SymbolModel):
-        return spec.layers, spec.width, SYMBOLS, per_column / 2
+        return spec.layers, spec.width, SYMBOLS, per_column / 2, per_column / 2
     if spec.name is None:
-        return spec.layers, spec.width, WORDS, per_column / 2 + WORDS * spec.width
+        return spec.layers, spec.width, WORDS, per_column / 2, per_column / 2 + WORDS * spec.width
     blocks, *_ = LAYOUTS[spec.name]
     _, width, vocabulary = KNOWN[spec.name]
-    return blocks, width, vocabulary, per_column / 2 + KNOWN_EMBEDDINGS[spec.name]
+    return blocks, width, vocabulary, per_column / 2, per_column / 2 + KNOWN_EMBEDDINGS[spec.name]
 
 
 def latents_of(model: ModelParams, axes: Mapping[str, Any]) -> int:

@@ -218,7 +218,6 @@ KINDS = (
             params=TrainParams,
             run=f"{_HERE}.training:train",
             parallel="ranks",
-            shards=True,
             yields={
                 "step": frozenset({"step", "epoch", "curriculum_stage", "loss", "lr", "grad_norm"}),
                 "validation": frozenset({"step", "epoch", "curriculum_stage", "accuracy", "n"}),

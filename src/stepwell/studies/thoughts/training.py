@@ -167,7 +167,7 @@ def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Bui
 def _placed(built: Built, ctx: StageContext) -> Built:
     """A model that was built on the CPU, in parts on the devices of the job's processes; another one as it is."""
     if ctx.shard:
-        shard(built.thoughts.backbone, ctx)
+        ctx.event("sharded", **shard(built.thoughts.backbone, ctx.ranks, ctx.device))
         built.thoughts.to(ctx.device).in_parts = True
         return replace(built, start=built.start.to(ctx.device))
     return built

@@ -65,7 +65,6 @@ KINDS = (
             params=TuneTrainParams,
             run=f"{_HERE}.training:train",
             parallel="ranks",
-            shards=True,
             yields={
                 "training-set": frozenset(
                     {"n", "left_out", "replayed", "rows", "tokens", "supervised_tokens", "padding_share", "steps"}

@@ -58,7 +58,7 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
         )  # fmt: skip
         _write_categories(stream, categories or {}, ctx)
     if ctx.shard:
-        shard(backbone, ctx, but=lora.parameters())
+        ctx.event("sharded", **shard(backbone, ctx.ranks, ctx.device, but=lora.parameters()))
     began = time.perf_counter()
     Training(
         model=model, stream=stream, recipe=params, curriculum=None, monitors=params.monitors, ctx=ctx,

@@ -21,7 +21,7 @@ from stepwell.stats import paired_difference
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
 from stepwell.studies.wire.evaluation import others
-from stepwell.studies.wire.loop import Loop, Moment, counted, proved, save, sealed
+from stepwell.studies.wire.loop import Loop, Moment, counted, placed, proved, save, sealed
 from stepwell.studies.wire.model import Wire
 from stepwell.studies.wire.objective import Rows, answers_of, read_answers
 from stepwell.studies.wire.params import REPEATED, AutoEncoding, EncoderParams
@@ -41,7 +41,7 @@ def encoder(params: EncoderParams, ctx: StageContext) -> None:
     state, contract = ctx.restored(), loaded(ctx)
     train = items_of(ctx, 0 if arm.auto_encoding is None else arm.auto_encoding.items)
     vectors = arm.encoder.vectors if axis is None else (int(axis),)
-    wire = Wire(contract, arm, vectors, texts=texts_of(contract, train), seed=ctx.seed)
+    wire = placed(Wire(contract, arm, vectors, texts=texts_of(contract, train), seed=ctx.seed), ctx)
     if arm.auto_encoding is not None:
         lesson = Repeating(wire, arm.auto_encoding, ctx)
         Loop(wire, lesson, arm.auto_encoding.recipe, train, ctx).run(state)

@@ -22,6 +22,7 @@ from stepwell.errors import StageFailed, StepwellError
 from stepwell.losses import Logged, LossWeights, Summed, Weighing
 from stepwell.randomness import random_state, set_random_state
 from stepwell.recipe import too_many_skipped
+from stepwell.sharding import shard
 from stepwell.stage import StageContext
 from stepwell.studies.wire.kinds import NORMS
 from stepwell.studies.wire.model import FOLDER, Wire, restore_states, states_of
@@ -220,13 +221,16 @@ class Loop:
             if ranks.size > 1 and not weighed.is_weighed:
                 with torch.no_grad():
                     weighed.measure(self.lesson.terms(batches[0], vectors, moment))
-            for rows in ranks.share(batches, Rows.parts):
+            for rows in ranks.share(batches, self._parts, equally=self.ctx.shard, alike=False):
                 weighed.loss(self.lesson.terms(rows, vectors, moment)).backward()
         ranks.add_up(self._trainable)
         norms, logged = clip_gradients(self.parts, self.recipe.clip), weighed.close(ranks)
         if logged.finite and norms.finite:
             self.optimizer.step()
         return logged, norms
+
+    def _parts(self, rows: Rows, count: int) -> list[Rows]:
+        return rows.parts(count, alike=self.ctx.shard)
 
     def _moment(self) -> Moment:
         at = self.progress.step
@@ -271,6 +275,17 @@ class Loop:
             max_grad_norm=progress.largest if math.isfinite(progress.largest) else None,
         )  # fmt: skip
         save(self.wire, self.lesson.mode, progress.step, self.ctx)
+
+
+def placed(wire: Wire, ctx: StageContext) -> Wire:
+    """A complete wire on the device: its model in parts, where the job's processes hold it so."""
+    if ctx.shard:
+        trained = wire.parts().values()
+        own = [parameter for part in trained for parameter in part.parameters()]
+        ctx.event("sharded", **shard(wire.backbone, ctx.ranks, ctx.device, but=own))
+        for part in trained:
+            part.to(ctx.device)
+    return wire
 
 
 def sealed(wire: Wire) -> Seal:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,23 +45,40 @@ class Rows:
         latent: read as latents.
         text: read as text.
         number: of the micro-batch, for what is drawn in it.
+        idle: which of the two, `latent` or `text`, is another part's and is read for nothing.
     """
 
     latent: tuple[QA, ...]
     text: tuple[QA, ...]
     number: int
+    idle: Literal["latent", "text"] | None = None
 
-    def parts(self, count: int) -> list[Rows]:
-        """The micro-batch in so many parts, or fewer; each draws for itself."""
-        read = [*((item, True) for item in self.latent), *((item, False) for item in self.text)]
-        return [
-            Rows(
-                latent=tuple(item for item, latent in read[span] if latent),
-                text=tuple(item for item, latent in read[span] if not latent),
-                number=self.number * count + part,
-            )
-            for part, span in enumerate(spans(len(read), count))
-        ]
+    def parts(self, count: int, *, alike: bool = False) -> list[Rows]:
+        """The micro-batch in so many parts, or fewer where it has not so many rows; each draws for itself.
+
+        Args:
+            count: of the parts.
+            alike: each part takes the passes that the others take: one that has no row of either kind, where others
+                have some, reads another's and counts nothing of it.
+        """
+        count = min(count, len(self.latent) + len(self.text))
+        # Most of the one where there is least of the other, so that the parts have about as many rows.
+        latent, text = _dealt(self.latent, count), _dealt(self.text, count)[::-1]
+        parts = [Rows(latent=latent[n], text=text[n], number=self.number * count + n) for n in range(count)]
+        return [part._filled(self) for part in parts] if alike else parts
+
+    def _filled(self, whole: Rows) -> Rows:
+        if whole.latent and not self.latent:
+            return replace(self, latent=whole.latent[:1], idle="latent")
+        if whole.text and not self.text:
+            return replace(self, text=whole.text[:1], idle="text")
+        return self
+
+
+def _dealt(items: Sequence[QA], count: int) -> list[tuple[QA, ...]]:
+    """Items in so many parts, the smaller ones first; empty ones where there are too few."""
+    found = [tuple(items[span]) for span in spans(len(items), count)] if items else []
+    return [()] * (count - len(found)) + sorted(found, key=len)
 
 
 def answers_of(contract: Contract, targets: Sequence[Sequence[int]]) -> Answers:
@@ -128,7 +145,7 @@ class Objective:
 
     def counts(self, batches: Sequence[Rows], vectors: int) -> dict[str, int]:
         """Elements of every loss in all micro-batches of a step together."""
-        latent = [item for rows in batches for item in rows.latent]
+        latent = [item for rows in batches for item in rows.latent if rows.idle != "latent"]
         lengths = [len(self.target(item)) for item in latent]
         tokens = sum(lengths)
         found = {
@@ -136,7 +153,7 @@ class Objective:
             "k_token": sum(min(self.params.k, length) for length in lengths), "alignment": len(latent) * vectors,
             "manifold": len(latent) * self.wire.backbone.width,
             "reconstruction": sum(len(self._prompt(item)) for item in latent) if "reconstruction" in self.names else 0,
-            OF_TEXT: sum(len(self.target(item)) for rows in batches for item in rows.text),
+            OF_TEXT: sum(len(self.target(item)) for rows in batches for item in rows.text if rows.idle != "text"),
         }  # fmt: skip
         return {name: found[name] for name in self.names}
 
@@ -152,12 +169,14 @@ class Objective:
         nothing = Summed(sum=torch.zeros((), device=next(self.wire.backbone.parameters()).device), count=0)
         found = dict.fromkeys(self.names, nothing)
         if rows.latent:
-            found |= self._latent(rows, vectors, step, gold)
+            for name, term in self._latent(rows, vectors, step, gold).items():
+                found[name] = _nothing_of(term) if rows.idle == "latent" else term
         if rows.text:
             contract, backbone = self.wire.contract, self.wire.backbone
             asked = Asked.of_ids(backbone, [contract.text(item) for item in rows.text])
             answers = answers_of(contract, [self.target(item) for item in rows.text])
-            found[OF_TEXT] = teacher_forced_ce(read_answers(backbone, asked, answers))
+            of_text = teacher_forced_ce(read_answers(backbone, asked, answers))
+            found[OF_TEXT] = _nothing_of(of_text) if rows.idle == "text" else of_text
         return found
 
     def learn_teacher(self, items: Sequence[QA], batch_size: int, progress: Callable[[int], None]) -> None:
@@ -229,6 +248,11 @@ class Objective:
         restorer: Any = _given(self.wire.restorer)
         embeds, real = self._embedded(items)
         return reconstruction(restorer(latents, embeds.shape[1]) / restorer.rms, embeds / restorer.rms, real)
+
+
+def _nothing_of(term: Summed) -> Summed:
+    """A loss without elements whose backward pass is made all the same."""
+    return Summed(sum=0.0 * term.sum, count=0)
 
 
 def _given(found: Any) -> Any:

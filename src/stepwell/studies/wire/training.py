@@ -13,7 +13,7 @@ from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
 from stepwell.studies.wire.held import Held
 from stepwell.studies.wire.kinds import TERMS
-from stepwell.studies.wire.loop import Loop, Moment
+from stepwell.studies.wire.loop import Loop, Moment, placed
 from stepwell.studies.wire.model import FOLDER, Wire
 from stepwell.studies.wire.objective import Objective, Rows
 from stepwell.studies.wire.params import StageAParams, StageBParams, TrainingParams
@@ -30,6 +30,7 @@ def stage_a(params: StageAParams, ctx: StageContext) -> None:
     state, contract, train = ctx.restored(), loaded(ctx), items_of(ctx, params.items)
     wire = _gone_on(contract, trained(ctx, BUILT), train)
     wire.restore_prompts("reconstruction" in params.losses.terms, seed=ctx.seed)
+    placed(wire, ctx)
     Loop(wire, Answering(wire, params, params.losses, train, ctx), params.recipe, train, ctx).run(state)
 
 
@@ -45,6 +46,7 @@ def stage_b(params: StageBParams, ctx: StageContext) -> None:
             stage=ctx.job.id,
         )  # fmt: skip
     wire.restore_prompts("reconstruction" in params.losses.terms, seed=ctx.seed)
+    placed(wire, ctx)
     Loop(wire, Answering(wire, params, params.weights(), train, ctx), params.recipe, train, ctx).run(state)
 
 
