@@ -15,7 +15,7 @@ from stepwell.latents.thoughts import IGNORE, Batch, Thoughts
 from stepwell.ranks import Ranks
 from stepwell.recipe import Recipe
 from stepwell.shapes import Shape
-from stepwell.sharding import Trained, is_part, shard, whole, whole_state
+from stepwell.sharding import LISTS, Trained, is_part, shard, whole, whole_state
 from stepwell.small import SmallConfig, SmallLM
 from stepwell.train import load_weights, new_optimizers, save_weights
 
@@ -28,16 +28,11 @@ def thinker(architecture: str, seed: int) -> Thoughts:
     if architecture == "small":
         backbone: Any = SmallLM(SmallConfig(vocabulary=19, width=12, layers=3, heads=2, mlp_ratio=3), seed=seed)
     else:
+        family, _, recomputed = architecture.partition("-")
         shape = Shape(
-            architecture=cast("Any", architecture),
-            vocabulary=19,
-            width=12,
-            layers=3,
-            heads=2,
-            max_positions=32,
-            dropout=0.0,
-        )
-        backbone = HFBackbone.from_shape(shape, seed=seed, device="cpu")
+            architecture=cast("Any", family), vocabulary=19, width=12, layers=3, heads=2, max_positions=32, dropout=0.0
+        )  # fmt: skip
+        backbone = HFBackbone.from_shape(shape, seed=seed, device="cpu", gradient_checkpointing=bool(recomputed))
     return Thoughts(backbone, "continuous").double()
 
 
@@ -64,9 +59,8 @@ def compared(architecture: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
     alone, parts = thinker(architecture, 0), thinker(architecture, 0)
     told = shard(parts.backbone, ranks, "cpu")
     parts.in_parts = True
-    layers = getattr(
-        getattr(parts.backbone, "base", parts.backbone), {"gpt2": "h", "small": "blocks"}.get(architecture, "layers")
-    )
+    base = getattr(parts.backbone, "base", parts.backbone)
+    layers = next(getattr(base, name) for name in LISTS if hasattr(base, name))
     held_whole: list[bool] = []
     layers[2].register_forward_pre_hook(lambda *_: held_whole.append(not all(map(is_part, layers[0].parameters()))))
     recipe = Recipe(lr=1e-2, steps=4, batch_size=ROWS, weight_decay=0.1)
@@ -79,6 +73,7 @@ def compared(architecture: str, ranks: Ranks, folder: Path) -> dict[str, Any]:
             nats(parts, batch)
         losses, norms = [], []
         for trained, _ in sides:
+            trained.module.train()  # only then are layers recomputed
             trained.module.zero_grad(set_to_none=True)
             own = ranks.share([batch], Batch.parts, equally=True, alike=False)[0] if trained is many else batch
             loss = nats(cast("Thoughts", trained.module), own)

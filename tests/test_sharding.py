@@ -17,6 +17,7 @@ from stepwell.ranks import Ranks
 from stepwell.sharding import shard
 
 HERE = Path(__file__).parent
+CASES = ("gpt2", "llama", "small", "gpt2-recomputed", "llama-recomputed")
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +26,14 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("parts")
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", str(HERE / "in_parts.py")]
     done = subprocess.run(
-        [sys.executable, *run, str(folder), "gpt2", "llama", "small"],
+        [sys.executable, *run, str(folder), *CASES],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "small"])
+@pytest.mark.parametrize("architecture", CASES)
 def test_training_in_parts_is_training_a_whole(found: dict[str, Any], architecture: str) -> None:
     """Chains of thoughts with looks in between, a clip, AdamW, and a checkpoint that another model goes on from."""
     one = found[architecture]
@@ -42,7 +43,7 @@ def test_training_in_parts_is_training_a_whole(found: dict[str, Any], architectu
     assert one["read_back"]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "small"])
+@pytest.mark.parametrize("architecture", CASES)
 def test_no_layer_is_whole_while_another_computes(found: dict[str, Any], architecture: str) -> None:
     one = found[architecture]
     assert one["held_whole"] and not any(one["held_whole"])
