@@ -24,13 +24,13 @@ LIMIT = 0.5
 
 
 def thinker(architecture: str, seed: int) -> Thoughts:
-    """Of odd width inside, so that parts differ in size."""
+    """Of a width that three processes cannot share evenly."""
     if architecture == "small":
-        backbone: Any = SmallLM(SmallConfig(vocabulary=19, width=12, layers=3, heads=2, mlp_ratio=3), seed=seed)
+        backbone: Any = SmallLM(SmallConfig(vocabulary=19, width=20, layers=3, heads=2, mlp_ratio=3), seed=seed)
     else:
         family, _, recomputed = architecture.partition("-")
         shape = Shape(
-            architecture=cast("Any", family), vocabulary=19, width=12, layers=3, heads=2, max_positions=32, dropout=0.0
+            architecture=cast("Any", family), vocabulary=19, width=20, layers=3, heads=2, max_positions=32, dropout=0.0
         )  # fmt: skip
         backbone = HFBackbone.from_shape(shape, seed=seed, device="cpu", gradient_checkpointing=bool(recomputed))
     return Thoughts(backbone, "continuous").double()

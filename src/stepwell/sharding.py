@@ -5,6 +5,7 @@ Source: `torch.distributed.fsdp.fully_shard` (Zhao et al. 2023, arXiv 2304.11277
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
     All processes must call it.
     """
     state = module.state_dict()
-    return {name: whole(value).cpu() if isinstance(value, Tensor) and is_part(value) else value
+    return {name: _kept(whole(value)) if isinstance(value, Tensor) and is_part(value) else value
             for name, value in state.items()}  # fmt: skip
 
 
@@ -120,15 +121,13 @@ class Trained:
         """Scale all gradients by one factor, so that their norm together is at most `limit`; gives the norm before."""
         if not self.in_parts:
             return float(nn.utils.clip_grad_norm_(self.parameters, limit))
-        total, parts = 0.0, 0.0
-        for own, held in zip(self._own, self.parameters, strict=True):
-            if held.grad is not None:
-                square = float(held.grad.double().square().sum())
-                total, parts = (total + square, parts) if held is own else (total, parts + square)
-        (parts,) = self.ranks.add_up((), [parts])
-        norm = torch.tensor((total + parts) ** 0.5)
-        nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
-        return float(norm)
+        both = list(zip(self._own, self.parameters, strict=True))
+        of_whole = [held.grad for own, held in both if held is own and held.grad is not None]
+        of_parts = [held.grad for own, held in both if held is not own and held.grad is not None]
+        (squares,) = self.ranks.add_up((), [float(nn.utils.get_total_norm(of_parts)) ** 2])
+        norm = math.hypot(float(nn.utils.get_total_norm(of_whole)), math.sqrt(squares))
+        nn.utils.clip_grads_with_norm_(self.parameters, limit, torch.tensor(norm))
+        return norm
 
     def state(self) -> dict[str, Any]:
         """The module's state, whole: another number of processes can go on with it."""
@@ -173,13 +172,18 @@ def _local(tensor: Tensor) -> Tensor:
     return part.detach().to_local() if is_part(tensor) else tensor
 
 
+def _kept(gathered: Tensor) -> Tensor:
+    """In this machine's own memory, without the padding of uneven parts behind it, which no file would take."""
+    return gathered.to("cpu", copy=True)
+
+
 def _gathered(value: Tensor, like: Tensor) -> Tensor:
     """All processes' parts of what is kept beside a parameter, in this machine's own memory."""
     from torch.distributed.tensor import DTensor
 
     assert isinstance(like, DTensor)
     part = DTensor.from_local(value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return part.full_tensor().cpu()
+    return _kept(part.full_tensor())
 
 
 def _part_of(value: Tensor, like: Tensor) -> Tensor:
