@@ -183,6 +183,20 @@ def test_a_model_in_parts_goes_on_from_its_checkpoint(model: Path, tmp_path: Pat
     assert contents(tmp_path / "stopped") == contents(tmp_path / "left-alone")
 
 
+@pytest.mark.slow
+def test_a_checkpoint_goes_on_on_another_number_of_devices(model: Path, tmp_path: Path) -> None:
+    plan = of_thoughts(model, "train.steps=40")
+    watcher = when_saved(tmp_path / "changed", (tmp_path / "changed" / "stop").touch)
+    with pytest.raises(Interrupted):
+        run(on(plan, 2, shard=True), tmp_path / "changed")
+    watcher.join()
+    for folder in ("changed", "alone"):
+        run(on(plan, 1, engine="inline"), tmp_path / folder)
+    assert len(events_of(tmp_path / "changed", "job-restored")) == 1
+    (changed,), (alone,) = losses(tmp_path / "changed").values(), losses(tmp_path / "alone").values()
+    assert changed == pytest.approx(alone, rel=1e-4)
+
+
 def test_what_several_devices_cannot_do_is_refused(model: Path) -> None:
     with pytest.raises(StepwellError, match=r"train is to train on 2 devices.*engine=process"):
         run(on(of_thoughts(model), 2, engine="inline"), Path("unused"))
