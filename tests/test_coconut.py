@@ -170,9 +170,28 @@ def test_an_arm_without_curriculum_leaves_the_curriculum_of_the_plan_alone(tmp_p
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
-    notes = imported(tmp_path, PROSQA.replace("only_eval: False", "only_eval: True")).notes
-    assert "`only_eval` is left out: evaluation is a stage of its own." in notes
+    notes = imported(tmp_path, PROSQA.replace("save_only_improve: False", "save_only_improve: True")).notes
+    assert "`save_only_improve` is left out: best and last checkpoints are always kept." in notes
     assert not any("debug" in note for note in notes)
+
+
+EVAL = PROSQA.replace("only_eval: False", "only_eval: True").replace("resume: 0", "resume: 40")
+
+
+def test_an_evaluation_takes_the_checkpoint_in_the_stage_of_its_epoch(tmp_path: Path) -> None:
+    """Meta asks a model in stage min(epoch // epochs_per_stage, max_latent_stage), from epoch `resume` on."""
+    named = EVAL.replace("load_model_path: None", "load_model_path: saved/checkpoint_40")
+    found = values(tmp_path, named)
+    assert found["train.given"] == 6 and found["axes.arm"] == ["continuous"] and found["gates"] == []
+    assert found["model.model.checkpoint"] == "saved/checkpoint_40"
+    early = values(tmp_path, named.replace("resume: 40", "resume: 12"))
+    assert early["train.given"] == 2
+    written = named.replace("coconut: True", "coconut: False").replace("cot: False", "cot: True", 1)
+    assert values(tmp_path, written)["train.given"] == 0
+    assert "train.given" not in values(tmp_path, PROSQA)
+    assert "load_model_path names none" in refused(tmp_path, EVAL)
+    no_stage = "needs epochs_per_stage and max_latent_stage"
+    assert no_stage in refused(tmp_path, named.replace("epochs_per_stage: 5\n", ""))
 
 
 @pytest.mark.parametrize(

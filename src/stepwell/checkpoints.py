@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from stepwell.backbone import HFBackbone
 
 
-def load_coconut_checkpoint(path: Path, backbone: HFBackbone) -> None:
+def load_coconut_checkpoint(path: Path, backbone: HFBackbone, markers: Sequence[str] = ()) -> tuple[int, ...]:
     """Load a checkpoint of the COCONUT code (Hao et al. 2024, arXiv 2412.06769) into a backbone, in place.
 
     Its state dict has the keys `base_causallm.*` and `embedding.weight` (the same tensor as the input embedding); for
@@ -22,7 +23,12 @@ def load_coconut_checkpoint(path: Path, backbone: HFBackbone) -> None:
 
     Args:
         path: the file, without extension in that code.
-        backbone: of the same shape, marker tokens already added.
+        backbone: of the same shape.
+        markers: tokens to add to the model, in the order of the checkpoint's last rows, which have no names. That code
+            adds none for the arms without thoughts: then they are added to what was loaded, as it does itself.
+
+    Returns:
+        The markers' ids.
 
     Raises:
         StepwellError: not a state dict of tensors; keys missing, unexpected or of another shape, which it names.
@@ -50,7 +56,23 @@ def load_coconut_checkpoint(path: Path, backbone: HFBackbone) -> None:
             raise _mismatch(path, "unexpected", outer - {"embedding.weight"})
     else:
         inner, shared = dict(state), None
+    if _rows(inner, backbone.model) == backbone.vocabulary:
+        _load_inner(path, inner, shared, backbone.model)
+        return backbone.add_tokens(markers)
+    ids = backbone.add_tokens(markers)
     _load_inner(path, inner, shared, backbone.model)
+    return ids
+
+
+def _rows(inner: dict[str, Any], model: Any) -> int | None:
+    """How many tokens a checkpoint knows; None where it has no embedding."""
+    found = inner.get(_embedding(model))
+    return None if found is None else len(found)
+
+
+def _embedding(model: Any) -> str:
+    weight = model.get_input_embeddings().weight
+    return next(key for key, value in model.named_parameters() if value is weight)
 
 
 def _load_inner(path: Path, inner: dict[str, Any], shared: Any, model: Any) -> None:
@@ -67,11 +89,10 @@ def _load_inner(path: Path, inner: dict[str, Any], shared: Any, model: Any) -> N
         if value.shape != wanted[key].shape:
             raise StepwellError(
                 f"{key} is {tuple(value.shape)} in the checkpoint and {tuple(wanted[key].shape)} in the model",
-                "choose the same model, with the marker tokens added first (3 more rows than GPT-2 has)",
+                "choose the same model; with markers it has 3 more rows than the base model, without as many",
                 path=path,
             )
-    embedding = model.get_input_embeddings().weight
-    name = next(key for key, value in model.named_parameters() if value is embedding)
+    name = _embedding(model)
     if shared is not None and not torch.equal(shared, inner[name]):
         raise StepwellError(
             f"embedding.weight differs from {name}", "the checkpoint is inconsistent: save it again", path=path

@@ -54,6 +54,7 @@ ELSEWHERE = (
     "gradient_accumulation_steps",
     "local",
     "local_path",
+    "only_eval",
     "reset_optimizer",
     "resume",
     "seed",
@@ -63,7 +64,6 @@ DROPPED: dict[str, str] = {
     "name": "a run is named by its folder",
     "save_path": "a run is saved in its folder: --out",
     "save_only_improve": "best and last checkpoints are always kept",
-    "only_eval": "evaluation is a stage of its own",
     "debug": "use another rung: --rung smoke",
     "grpo": "reinforcement learning is no part of the study",
 }
@@ -105,13 +105,14 @@ def import_args(path: Path, *, gpus: int = GPUS_OF_THE_ORIGINAL) -> Imported:
             raise _wrong(source, key, f"unknown key; allowed: {listed(known)}{near(key, known)}")
     reader = _Reader(source, [], [])
     arm = _arm(reader)
-    reader.notes.append(f"The file trains the arm `{arm}`; the plan runs it beside its controls.")
+    if not reader.get("only_eval", bool):
+        reader.notes.append(f"The file trains the arm `{arm}`; the plan runs it beside its controls.")
     for key, (target, sort) in (DIRECT if arm in WITHOUT_CURRICULUM else CURRICULUM | DIRECT).items():
         value = reader.get(key, sort)
         if value is not None:
             reader.set(target, value)
     _curriculum(reader, arm)
-    _training(reader, gpus)
+    _training(reader, arm, gpus)
     for key, why in DROPPED.items():
         if source.data.get(key):
             reader.notes.append(f"`{key}` is left out: {why}.")
@@ -134,7 +135,7 @@ def _curriculum(reader: _Reader, arm: str) -> None:
         reader.notes.append("`c_thought` is for the arms beside it: `removal` has no latents.")
 
 
-def _training(reader: _Reader, gpus: int) -> None:
+def _training(reader: _Reader, arm: str, gpus: int) -> None:
     """The keys that are more than a change of name."""
     accumulation = reader.get("gradient_accumulation_steps", int) or 1
     batch = reader.get("batch_size_training", int)
@@ -154,8 +155,30 @@ def _training(reader: _Reader, gpus: int) -> None:
         reader.set("axes.seed", [seed])
     if reader.get("local", bool) and (folder := reader.get("local_path", str)):
         reader.set("model.model.name", folder)
-    if resume := reader.get("resume", int):
+    resume = reader.get("resume", int)
+    if reader.get("only_eval", bool):
+        _evaluation(reader, arm, resume or 0)
+    elif resume:
         reader.notes.append(f"`resume: {resume}` is left out: a run here begins at epoch 0, and resumes by itself.")
+
+
+def _evaluation(reader: _Reader, arm: str, resume: int) -> None:
+    """`only_eval`: the checkpoint's arm alone, in the stage of the epoch that the file resumes at, and no training."""
+    if reader.get("load_model_path", str) is None:
+        raise _wrong(reader.source, "only_eval", "evaluates a checkpoint, and load_model_path names none")
+    stage = 0
+    if arm not in WITHOUT_CURRICULUM:
+        each, stages = reader.get("epochs_per_stage", int), reader.get("max_latent_stage", int)
+        if not each or stages is None:
+            raise _wrong(reader.source, "only_eval", "needs epochs_per_stage and max_latent_stage for the stage")
+        stage = min(resume // each, stages)
+    reader.set("train.given", stage)
+    reader.set("axes.arm", [arm])
+    reader.set("gates", [])
+    reader.notes.append(
+        f"`only_eval`: the checkpoint is asked as arm `{arm}` in curriculum stage {stage} (`resume: {resume}`), and "
+        "nothing is trained. It has no controls beside it, so no gate can decide, and all of them are left out."
+    )
 
 
 def _arm(reader: _Reader) -> str:

@@ -20,6 +20,8 @@ from stepwell.errors import StageFailed
 from stepwell.fingerprint import of_file
 from stepwell.plan import Plan
 from stepwell.runner import RunResult, run
+from stepwell.studies.thoughts.build import build
+from stepwell.studies.thoughts.params import ModelParams
 from stepwell.tasks.prosqa import load_items
 
 LATENT_ARMS = ("continuous", "frozen", "shared")
@@ -278,34 +280,50 @@ def pretrained(tmp_path: Path) -> Path:
 
 def test_a_folder_model_and_a_checkpoint_in_metas_layout_go_the_whole_way(tmp_path: Path, pretrained: Path) -> None:
     from stepwell.backbone import HFBackbone
-    from stepwell.studies.thoughts.build import MARKERS
 
     trained = HFBackbone.load(pretrained, device="cpu")
-    trained.add_tokens(MARKERS)
+    base = {key: value.clone() for key, value in trained.model.state_dict().items()}
+    # Meta's order: of its rows, only the place says which token they are of.
+    start, end, latent = trained.add_tokens(["<|start-latent|>", "<|end-latent|>", "<|latent|>"])
     with torch.no_grad():
         for parameter in trained.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     state = {f"base_causallm.{key}": value for key, value in trained.model.state_dict().items()}
     state["embedding.weight"] = trained.model.get_input_embeddings().weight.detach()
     torch.save(state, tmp_path / "checkpoint_33")
-    model = f"kind: text, name: {pretrained}"
-    # At a rate that moves nothing, what is evaluated is what was loaded.
-    still = ("train.lr=1e-12", "data.n_train=8", "data.n_steer=8", "data.n_test=8")
-    arms = ("cot", "continuous")
+    # Its arms without thoughts have no markers.
+    torch.save({key: value + 0.01 for key, value in base.items()}, tmp_path / "cot_33")
+    few = ("data.n_train=8", "data.n_steer=8", "data.n_test=8", "train.given=2")
     loaded = {}
-    for name, spec in (("bare", f"{{{model}}}"), ("meta", f"{{{model}, checkpoint: {tmp_path / 'checkpoint_33'}}}")):
-        plan = tiny("engine=inline", *still, f"model.model={spec}", text=True, arms=arms, gates=("setup",))
-        result = run(plan, tmp_path / name)
+    for name, arm in (("checkpoint_33", "continuous"), ("cot_33", "cot")):
+        spec = f"{{kind: text, name: {pretrained}, checkpoint: {tmp_path / name}}}"
+        plan = tiny("engine=inline", *few, f"model.model={spec}", text=True, arms=(arm,), gates=("setup",))
+        result = run(plan, tmp_path / arm)
         assert set(result.jobs.values()) == {"done"}
-        for arm in arms:
-            found = records(result.folder, f"evaluate.{arm}.0", "item")
-            assert len(found) == 8
-            assert kinds.kind("thoughts.evaluate").yields["item"] <= set(found[0])
-        loaded[name] = load_file(result.folder / "artifacts" / "train.continuous.0" / "last.safetensors")
+        found = records(result.folder, f"evaluate.{arm}.0", "item")
+        assert len(found) == 8
+        assert kinds.kind("thoughts.evaluate").yields["item"] <= set(found[0])
+        of_training = records(result.folder, f"train.{arm}.0")
+        assert {one["kind"] for one in of_training} == {"check", "trained"}, "nothing is trained"
+        assert next(one for one in of_training if one["kind"] == "trained")["curriculum_stage"] == 2
+        loaded[arm] = load_file(result.folder / "artifacts" / f"train.{arm}.0" / "last.safetensors")
         # What the labels say can be read in the records, in the model's own tokens.
-        (shown,) = [c for c in records(result.folder, "model.cot", "check") if c["name"] == "supervision"]
-        assert "\\n" in shown["detail"] and "##" in shown["detail"]
+        (shown,) = [c for c in records(result.folder, f"model.{arm}", "check") if c["name"] == "supervision"]
+        assert "##" in shown["detail"] and ("\\n" in shown["detail"]) == (arm == "cot")
     wanted = trained.model.get_input_embeddings().weight
-    key = next(key for key, value in loaded["meta"].items() if value.shape == wanted.shape)  # tied: saved once
-    torch.testing.assert_close(loaded["meta"][key], wanted, rtol=0, atol=1e-6)
-    assert (loaded["bare"][key] - wanted).abs().max() > 0.05
+    key = next(key for key, value in loaded["continuous"].items() if value.shape == wanted.shape)  # tied: saved once
+    assert torch.equal(loaded["continuous"][key], wanted)
+    rows = wanted[[start, end, latent]]
+    assert len(rows.unique(dim=0)) == 3, "were the rows alike, their order would not be seen"
+    model = ModelParams.model_validate({"model": {"kind": "text", "name": str(pretrained),
+                                                  "checkpoint": str(tmp_path / "checkpoint_33")}})  # fmt: skip
+    built = build(model, "continuous", seed=0, device="cpu")
+    assert tuple(built.markers) == (start, latent, end)
+    assert torch.equal(built.thoughts.backbone.embed(torch.tensor([built.markers]))[0], wanted[[start, latent, end]])
+    bare = base["transformer.wte.weight"] + 0.01
+    torch.testing.assert_close(loaded["cot"][key][: len(bare)], bare, rtol=0, atol=1e-6)
+
+
+def test_weights_are_taken_as_given_only_where_there_are_some(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="`given` takes a checkpoint as it is, and the model has none"):
+        run(small("train.given=1"), tmp_path / "none")

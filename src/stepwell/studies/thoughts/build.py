@@ -19,7 +19,8 @@ from stepwell.tasks.prosqa import GraphArrays, Item, WordTokenizer, load_items
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import START, SymbolFormat
 
-MARKERS = ("<|start-latent|>", "<|latent|>", "<|end-latent|>")
+MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
+"""In the order in which Meta's code adds them: the rows of its checkpoints have no names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ def build(params: ModelParams, arm: Arm, *, seed: int, device: str, multipass: b
 
 def _text_backbone(model: TextModel, seed: int, device: str) -> tuple[Any, Any, Sequence[int]]:
     from stepwell.backbone import HFBackbone
+    from stepwell.checkpoints import load_coconut_checkpoint
     from stepwell.shapes import Shape
 
     if model.name is None:
@@ -105,18 +107,21 @@ def _text_backbone(model: TextModel, seed: int, device: str) -> tuple[Any, Any, 
             shape, seed=seed, device=device, gradient_checkpointing=model.gradient_checkpointing
         )
         vocabulary = tokenizer.get_vocab()
-        markers: Sequence[int] = [vocabulary[name] for name in MARKERS]
+        known = [vocabulary[name] for name in MARKERS]
+        if model.checkpoint is not None:
+            load_coconut_checkpoint(model.checkpoint, backbone)
     else:
         backbone = HFBackbone.load(model.name, device=device, gradient_checkpointing=model.gradient_checkpointing)
-        markers, tokenizer = backbone.add_tokens(MARKERS), backbone.tokenizer
+        if model.checkpoint is not None:
+            known = load_coconut_checkpoint(model.checkpoint, backbone, MARKERS)
+        else:
+            known = backbone.add_tokens(MARKERS)
+        tokenizer = backbone.tokenizer
         if getattr(tokenizer, "eos_token_id", None) is None:
             raise StepwellError(
                 "the model has no tokenizer" if tokenizer is None else "the model's tokenizer has no EOS token",
                 "put the tokenizer that the model was trained with into the folder, with an EOS token",
                 path=model.name,
             )
-    if model.checkpoint is not None:
-        from stepwell.checkpoints import load_coconut_checkpoint
-
-        load_coconut_checkpoint(model.checkpoint, backbone)
-    return backbone, tokenizer, markers
+    start, end, latent = known
+    return backbone, tokenizer, (start, latent, end)

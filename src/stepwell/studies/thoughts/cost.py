@@ -45,6 +45,8 @@ def of_training(params: TrainParams, axes: Mapping[str, Any], inputs: Mapping[st
     per_column = flop_per_column(model)
     if per_column is None:
         return None
+    if params.given is not None:
+        return Work()  # a checkpoint is taken as it is
     steps = params.total_steps(max(1, data.n_train // (params.batch_size * params.accumulation)))
     tokens = steps * params.batch_size * params.accumulation * columns(model, data)
     embeddings = KNOWN_EMBEDDINGS.get(model.model.name or "", 0) if isinstance(model.model, TextModel) else 0

@@ -130,11 +130,14 @@ class TrainParams(Recipe):
         monitors: what stops or alerts.
         restart: when a training begins again; None = never.
         trackers: where curves are also sent; each needs its package.
+        given: None = train. Else nothing is trained: the model's checkpoint is taken as it is, as somebody's training
+            that ended in this curriculum stage, and what the rest of the recipe says is not read.
     """
 
     monitors: Monitors = Monitors()
     restart: Restart | None = None
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    given: Count | None = None
 
 
 class AskParams(Spec):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepwell.errors import StageFailed
+from stepwell.errors import StageFailed, StepwellError
 from stepwell.evaluate import accuracy, score
 from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, Arm, Batch, Thoughts
 from stepwell.objectives import cross_entropy, supervised
@@ -19,7 +19,7 @@ from stepwell.recipe import Curriculum
 from stepwell.sharding import shard, whole
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.build import Built, build
-from stepwell.studies.thoughts.params import ModelParams, TrainParams
+from stepwell.studies.thoughts.params import ModelParams, TextModel, TrainParams
 from stepwell.studies.thoughts.streams import ThoughtStream
 from stepwell.tasks.prosqa.reading import Reader
 from stepwell.track import tracked
@@ -90,6 +90,9 @@ def train(params: TrainParams, ctx: StageContext) -> None:
     """Train one arm with one seed; again with other weights where `restart` says so."""
     arm: Arm = ctx.job.axes["arm"]
     model, data = model_params(ctx), ctx.inputs["data"][0].folder
+    if params.given is not None:
+        _take(params.given, model, arm, data, ctx)
+        return
     state = ctx.restored()
     attempt = state["attempt"] if state else 0
     while True:
@@ -119,6 +122,25 @@ def train(params: TrainParams, ctx: StageContext) -> None:
     ctx.event("cost", cpu_seconds=round(time.process_time(), 2), steps=progress.step)
 
 
+def _take(stage: int, model: ModelParams, arm: Arm, data: Path, ctx: StageContext) -> None:
+    """Take a checkpoint as a training that is over."""
+    if not isinstance(model.model, TextModel) or model.model.checkpoint is None:
+        raise StepwellError(
+            "`given` takes a checkpoint as it is, and the model has none",
+            "Name it in model.model.checkpoint, or leave `given` out to train.",
+            stage=ctx.job.id,
+        )
+    if stage > model.curriculum.stages:
+        raise StepwellError(
+            f"`given` is curriculum stage {stage}, and the curriculum has {model.curriculum.stages}",
+            "Give the stage that the checkpoint was trained to, or the curriculum that it was trained with.",
+            stage=ctx.job.id,
+        )
+    built = _placed(build(model, arm, seed=ctx.seed, device="cpu" if ctx.shard else ctx.device), ctx)
+    taken = ThoughtModel(built=built, steer=built.reader(data, "steer"), seed=ctx.seed)
+    _finish(model, arm, taken, Progress(stage=stage), ctx)
+
+
 def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, progress: Progress, ctx: StageContext) -> None:
     """Save the last weights, read last and best back into fresh models, rescore both."""
     module = trained.module
@@ -134,7 +156,7 @@ def _finish(model: ModelParams, arm: Arm, trained: ThoughtModel, progress: Progr
     ctx.write(
         "check", name="weights-finite", passed=finite, detail="all weights are finite" if finite else "NaN or inf"
     )
-    if arm == "shared":
+    if arm == "shared" and progress.step:
         moved = float((module.vector.detach() - trained.built.start).norm())
         ctx.write("check", name="vector-moved", passed=moved > 0.01, detail=f"L2 {moved:.4f}, at least .01 expected")
 
