@@ -262,6 +262,21 @@ def test_a_pair_that_was_given_up_has_not_converged() -> None:
     assert str(seen.abandoned).startswith("0 of 50 pairs converged") and seen.ended == 0
 
 
+def test_a_fit_that_leaks_is_given_up_while_it_runs() -> None:
+    """Losses of zero on many pairs; a few are no alarm, nor are exact pairs whose loss is small."""
+    leaking, honest = watch(400, below=0.2, after=50), watch(400, below=0.2, after=50)
+    for i in range(400):
+        honest.see(replace(ended(f"p{i}", converged=True, exact=True), nats={"answer": 0.0 if i % 40 == 0 else 0.01}))
+    assert honest.abandoned is None
+    seen = 0
+    while leaking.abandoned is None:
+        nats = {"answer": 0.0 if seen % 5 == 0 else 0.01}
+        leaking.see(replace(ended(f"p{seen}", converged=True, exact=True), nats=nats))
+        seen += 1
+    assert leaking.monitor == "leak" and 50 <= seen < 200
+    assert leaking.abandoned.endswith("at 95% over all looks; above 5% a leak is suspected")
+
+
 def test_one_mode_that_was_given_up_makes_no_pair() -> None:
     seen = watch(10, parts=("question", "answer"), below=0.9, after=5, confidence=0.5)
     for i in range(5):

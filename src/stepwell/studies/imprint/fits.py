@@ -114,7 +114,7 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
     if watch.abandoned is None:
         ctx.stop_if_asked()
     else:
-        ctx.write("alert", monitor="convergence", step=watch.ended, message=watch.abandoned, stopped=True)
+        ctx.write("alert", monitor=watch.monitor, step=watch.ended, message=watch.abandoned, stopped=True)
     found = fitter.whole(asked, course.seen)
     write_outcomes(params, ctx, asked, found)
     found.save(ctx.folder / VECTORS)
@@ -144,7 +144,7 @@ class Course:
         recipe = fitter.params.recipe
         watch = Watch(
             abandon=fitter.params.abandon, recipe=recipe, bars=asked.bars, pairs=asked.pairs(),
-            total=len(asked.problems) * recipe.restarts,
+            total=len(asked.problems) * recipe.restarts, most_zero=fitter.params.most_zero,
         )  # fmt: skip
         return cls(fitter=fitter, watch=watch, seen=[], order=InOrder())
 

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from stepwell.analysis.curves import is_zero
 from stepwell.errors import StepwellError
 from stepwell.fitting.loop import Ended
 from stepwell.fitting.recipe import FitRecipe
@@ -89,7 +90,9 @@ class Kept:
 
 @dataclass(kw_only=True)
 class Watch:
-    """Counts what ends, and gives a fit up when too few pairs converge.
+    """Counts what ends, and gives a fit up when too few pairs converge, or when too many have a loss of zero.
+
+    A loss of zero on many pairs says that their texts can be read off, and no fit of the rest would be worth its price.
 
     It sees the pairs in their order, so what it decides does not depend on who fitted them, or when. A pair whose modes
     have vectors of their own converges when all of them do; one that was given up because of its errors does not.
@@ -100,6 +103,11 @@ class Watch:
         bars: problem id -> mode -> nats a token.
         pairs: problem id -> the id of its pair.
         total: restarts of all problems.
+        most_zero: share of pairs with a loss of zero that is not suspected of a leak.
+
+    Attributes:
+        abandoned: why it was given up; None where it was not.
+        monitor: what was looked at when it was given up: `convergence` or `leak`.
     """
 
     abandon: Abandon | None
@@ -107,13 +115,16 @@ class Watch:
     bars: Mapping[str, Mapping[str, float]]
     pairs: Mapping[str, str]
     total: int
+    most_zero: float = 0.05
     ended: int = 0
     exact: int = 0
     abandoned: str | None = None
+    monitor: str = "convergence"
     _seen: dict[str, list[Record]] = field(default_factory=dict)
-    _parts: dict[str, list[bool]] = field(default_factory=dict)
+    _parts: dict[str, list[tuple[bool, bool]]] = field(default_factory=dict)
     _settled: int = 0
     _converged: int = 0
+    _zero: int = 0
 
     def see(self, record: Record) -> None:
         """Count one restart that ended, and look."""
@@ -124,22 +135,24 @@ class Watch:
         if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
             return
         bars = self.bars.get(record.id, {})
-        self._settle(record.id, any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine))
+        good = any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine)
+        self._settle(record.id, good, any(is_zero([nats]) for e in mine for nats in (e.nats or {}).values()))
 
     def lost(self, id: str) -> None:
         """Count a problem that was given up, and look."""
-        self._settle(id, False)
+        self._settle(id, False, False)
 
-    def _settle(self, id: str, good: bool) -> None:
+    def _settle(self, id: str, good: bool, zero: bool) -> None:
         self._seen.pop(id, None)  # with its curves: the memory of a long fit
         pair = self.pairs[id]
         parts = self._parts.setdefault(pair, [])
-        parts.append(good)
+        parts.append((good, zero))
         if len(parts) < self._parts_of[pair]:
             return
         del self._parts[pair]
         self._settled += 1
-        self._converged += all(parts)
+        self._converged += all(good for good, _ in parts)
+        self._zero += any(zero for _, zero in parts)
         self.look()
 
     @cached_property
@@ -154,7 +167,14 @@ class Watch:
         from stepwell.stats import proportion_sequence
 
         found = proportion_sequence(self._converged, self._settled, rule.confidence)
-        if found.high is not None and found.high < rule.below:
+        zero = proportion_sequence(self._zero, self._settled, rule.confidence)
+        if zero.low is not None and zero.low > self.most_zero:
+            self.monitor = "leak"
+            self.abandoned = (
+                f"{self._zero} of {self._settled} pairs have a loss of zero, at least {zero.low:.1%} at "
+                f"{rule.confidence:.0%} over all looks; above {self.most_zero:.0%} a leak is suspected"
+            )
+        elif found.high is not None and found.high < rule.below:
             self.abandoned = (
                 f"{self._converged} of {self._settled} pairs converged, at most {found.high:.1%} at "
                 f"{rule.confidence:.0%} over all looks; below {rule.below:.0%} the fit is given up"

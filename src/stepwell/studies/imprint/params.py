@@ -200,7 +200,9 @@ class BaselineParams(Spec):
 
 
 class Abandon(Spec):
-    """A fit is given up when so few pairs converge, by a confidence sequence: it may look after every pair.
+    """A fit is given up when so few pairs converge, or when more than `most_zero` have a loss of zero.
+
+    Both by confidence sequences: it may look after every pair.
 
     It looks at the pairs in their order, at those of a chunk when the chunk has ended.
 
