@@ -75,6 +75,7 @@ def trained(arm: str, seed: int = 0, steps: int = 40) -> list[dict[str, Any]]:
              "loss": 1 / i, "loss_mse": 1 / i, "loss_cosine": None, "loss_next_token": 3.0}
             for i in range(1, steps + 1)
         ]  # fmt: skip
+        found += [{"kind": "look", **axes, "step": i, "n": 8, "f1": i / 100, "em": 0.0} for i in (20, 40)]
     for name in ("held", "test"):
         near = {"mse": 0.001 * (1 + seed), "cosine": 0.95, "relative_error": 0.2, "norm_ratio": 0.94}
         found.append({"kind": "reconstruction", **axes, "set": name, "tokens": 1045, **near})
@@ -231,7 +232,10 @@ def test_reconstruction_contract_and_training(new_run: NewRun) -> None:
     contract = table(section(run, "contract"), "The prompt contract of `tiny, fp32`, 1,000 parameters")
     assert [row.cells[0].text for row in contract.rows] == ["text", "latent", "limits"]
     charts = section(run, "training").charts
-    assert [chart.key for chart in charts] == ["restore-residual-mse", "restore-residual-next_token"]
+    assert [chart.key for chart in charts] == [
+        "restore-residual-mse", "restore-residual-next_token", "restore-residual-f1"
+    ]  # fmt: skip
+    assert charts[2].series[0].y == (0.2, 0.4) and charts[2].group == "restore: F1 of answers to held-out items"
     assert charts[0].series[0].x[-1] == 40 and charts[0].series[0].y[0] == 1.0 and charts[0].log
 
 

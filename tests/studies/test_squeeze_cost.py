@@ -49,9 +49,10 @@ def test_the_demo_costs_what_hand_arithmetic_says() -> None:
     net = 128 * WIDTH + WIDTH * WIDTH + WIDTH * WIDTH
     linear = 4 * fitting + 3 * 48 * PROMPT * 2 * 2 * inverse
     trained = 200 * 512 * (2 * (2 * inverse + net) + 4 * net) + 48 * PROMPT * 2 * (2 * inverse + net)
-    assert found["restore"].flop == linear + trained
+    look = 8 * one  # at the only checkpoint
+    assert found["restore"].flop == linear + trained + look
     read = 4 * LAYERS + 6 * head + 2 * (2 * inverse + net) + 4 * net
-    assert found["refine"].flop == 12 * 4 * PROMPT * read
+    assert found["refine"].flop == 12 * 4 * PROMPT * read + look
 
 
 def test_limits_and_items_are_seen() -> None:
@@ -110,7 +111,7 @@ def test_what_a_step_of_phase_2_keeps_is_estimated_within_a_factor(monkeypatch: 
     monkeypatch.setattr(cost, "reader", lambda inputs: known)
     arms = {"residual": {"restorer": {"hidden": 64}, "recipe": {"steps": 1}}}
     inputs = {"restore": RestoreParams.model_validate({"arms": arms, "dims": 16})}
-    work = cost.of_refine(RefineParams(recipe=recipe), {"arm": "residual"}, inputs)
+    work = cost.of_refine(RefineParams(recipe=recipe, answered=0), {"arm": "residual"}, inputs)
     assert work is not None and work.memory is not None
     assert 1 <= work.memory.activations / measured <= 1.7
     assert work.memory.training == pytest.approx(16 * sum(p.numel() for p in restorer.parameters()), rel=0.1)

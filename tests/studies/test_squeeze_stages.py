@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_imprint import context
 from tiny_squeeze import DIMS, WIDTH, letters_folder, tiny_squeeze
 
 from stepwell import kinds
+from stepwell.answers import answer_items
 from stepwell.errors import StageFailed, StepwellError
 from stepwell.latents.compressor import Compressor, token_counts
 from stepwell.latents.contract import Contract
@@ -30,7 +32,7 @@ from stepwell.studies.qa.models import loaded
 from stepwell.studies.qa.params import QADataParams
 from stepwell.studies.squeeze import answer as squeeze_answer
 from stepwell.studies.squeeze.params import RefineParams
-from stepwell.studies.squeeze.restore import FILE, prompts_of, refine
+from stepwell.studies.squeeze.restore import FILE, prompts_of, refine, through
 from stepwell.tasks.base import QA
 
 TRAINED, SAMPLE = f"restore.residual.{DIMS}.0", 2
@@ -88,6 +90,24 @@ def test_the_compressor_is_fitted_on_every_token_of_the_training_set(whole: tupl
     kept = {arm: records(folder, f"restore.{arm}.{DIMS}.0", "compressor")[0]["explained"] for arm in
             ("pca", "random", "truncation")}  # fmt: skip
     assert 1 > kept["pca"] > max(kept["random"], kept["truncation"])
+
+
+def test_answers_are_looked_at_while_a_restorer_is_trained(whole: tuple[Plan, Path], tmp_path: Path) -> None:
+    """At each checkpoint; the last look is what the saved restorer's answers come to, asked one by one."""
+    plan, folder = whole
+    for job, every in ((TRAINED, 5), (f"refine.residual.{DIMS}.0", 2)):
+        looks, steps = records(folder, job, "look"), records(folder, job, "step")
+        last = steps[-1]["step"]
+        assert [one["step"] for one in looks] == [*range(every, last, every), last]
+        ctx, _ = context(plan, folder, job, tmp_path / job)
+        contract, (data,) = loaded(ctx), ctx.inputs["data"]
+        restorer = Restorer.load(folder / "artifacts" / job / FILE)
+        items = read_split(data.folder, "held", 8)
+        ask = partial(through, contract, restorer, bits=32)
+        found = [one for item in items for one in answer_items(contract.backbone, contract, [item], ask)]
+        assert looks[-1]["n"] == len(items) > 0
+        assert looks[-1]["f1"] == pytest.approx(sum(one.f1 for one in found) / len(found))
+        assert looks[-1]["em"] == pytest.approx(sum(one.em for one in found) / len(found))
 
 
 def test_reconstruction_is_that_of_a_slow_reference_in_float64(whole: tuple[Plan, Path], tmp_path: Path) -> None:

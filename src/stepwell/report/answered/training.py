@@ -15,6 +15,7 @@ UNITS = {
     "mse": "mean square error, in units of the corpus's mean square",
     "cosine": "1 - cosine + .1 MSE in units of the token's own",
     "next_token": "next-token loss over the prompt, nats",
+    "f1": "F1 of answers to held-out items",
 }
 TOLD = "Terms before they are weighed, on what the step was made of: they say how training went, not how well it reads."
 MOST = 12
@@ -30,7 +31,11 @@ def training_section(data: RunData) -> Section:
     for stage, records in grouped(steps, lambda record: record["stage"]).items():
         by_arm = grouped(records, lambda record: record["arm"])
         for term in terms_of(records):
-            charts += [_chart(stage, arm, term, mine) for arm, mine in by_arm.items() if term in terms_of(mine)]
+            charts += [
+                _chart(stage, arm, PREFIX + term, mine) for arm, mine in by_arm.items() if term in terms_of(mine)
+            ]
+    for stage, records in grouped(records_of(data, "look"), lambda record: record["stage"]).items():
+        charts += [_chart(stage, arm, "f1", mine) for arm, mine in grouped(records, lambda one: one["arm"]).items()]
     skipped = sum(record.get("skipped") is True for record in steps)
     lost = f"{plural(skipped, 'step was', 'steps were')} skipped: a loss or the gradient was not finite."
     return Section(key=key, title=title, lines=(TOLD, *((lost,) if skipped else ())), charts=tuple(charts))
@@ -42,12 +47,13 @@ def terms_of(records: Sequence[Record]) -> list[str]:
     return [name[len(PREFIX) :] for name in names if any(record.get(name) is not None for record in records)]
 
 
-def _chart(stage: str, arm: str, term: str, records: Sequence[Record]) -> Chart:
+def _chart(stage: str, arm: str, field: str, records: Sequence[Record]) -> Chart:
+    term = field.removeprefix(PREFIX)
     series, rows, widest = [], [], 1
     jobs = grouped(records, lambda record: (record["detail"], record["seed"]))
     details = {detail for detail, _ in jobs}
     for (detail, seed), mine in jobs.items():
-        binned, width = binned_means(mine, PREFIX + term)
+        binned, width = binned_means(mine, field)
         widest = max(widest, width)
         label = ", ".join(part for part in (detail, f"seed {seed}" if seed else "") if part) or arm
         series.append(
@@ -65,7 +71,7 @@ def _chart(stage: str, arm: str, term: str, records: Sequence[Record]) -> Chart:
     return Chart(
         key=f"{stage}-{arm}-{term}", title=f"`{arm}`" if arm else stage, form="lines", x_title="step",
         series=tuple(series), table=Table(title=f"At most {MOST} points a run", columns=columns, rows=tuple(rows)),
-        group=f"{stage}: {UNITS.get(term, term)}", log=bool(values) and min(values) > 0,
+        group=f"{stage}: {UNITS.get(term, term)}", log=field != "f1" and bool(values) and min(values) > 0,
         note=f"Means over bins of {plural(widest, 'recorded step')}." if widest > 1 else "",
     )  # fmt: skip
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-
-from stepwell.answers import Asked
-from stepwell.latents.contract import Contract
 from stepwell.latents.restorer import Restorer
-from stepwell.latents.wirebytes import bytes_on_wire, quantise_latents
+from stepwell.latents.wirebytes import bytes_on_wire
 from stepwell.stage import Input, StageContext
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded, writing_of
-from stepwell.studies.qa.text import ask, laid_out, prompt_embeddings, text_bytes
+from stepwell.studies.qa.text import ask, text_bytes
 from stepwell.studies.squeeze.params import AnswerParams
-from stepwell.studies.squeeze.restore import FILE
-from stepwell.tasks.base import QA
+from stepwell.studies.squeeze.restore import FILE, through
 
 
 def answer(params: AnswerParams, ctx: StageContext) -> None:
@@ -49,13 +42,3 @@ def trained(ctx: StageContext) -> Input:
     """The job whose restorer is read: of phase 2 where the plan has one, else of phase 1."""
     (made,) = ctx.inputs["refine"] if "refine" in ctx.inputs else ctx.inputs["restore"]
     return made
-
-
-@torch.no_grad()
-def through(contract: Contract, restorer: Restorer, items: Sequence[QA], bits: int) -> Asked:
-    """Prompts after they went over the wire: compressed, quantised, restored."""
-    prefixes = []
-    for item in items:
-        sent = restorer.encode(prompt_embeddings(contract, item))
-        prefixes.append(restorer.decode(sent if bits == 32 else quantise_latents(sent, bits)))
-    return laid_out(contract, prefixes)

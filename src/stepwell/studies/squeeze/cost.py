@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stepwell.devices import Memory, Work
-from stepwell.latents.restorer_specs import RestorerParams
+from stepwell.latents.restorer_specs import RestorerParams, RestoringRecipe
 from stepwell.studies.qa.cost import FLOAT, TRAINED, Reader, reader, tested, times
 from stepwell.studies.squeeze.params import AnswerParams, RefineParams, RestoreParams
 
@@ -32,7 +32,7 @@ def of_restore(params: RestoreParams, axes: Mapping[str, Any], inputs: Mapping[s
     trained = 0
     if arm.recipe is not None:
         trained = arm.recipe.steps * arm.recipe.batch_size * arm.recipe.accumulation
-    flop = fitting + trained * (passed + taught) + measured * passed
+    flop = fitting + trained * (passed + taught) + measured * passed + _looks(known, params, arm.recipe, inputs)
     # The restorer is float32 whatever the model is.
     batch = 1 if arm.recipe is None else arm.recipe.batch_size
     return Work(flop=flop, tokens=trained + measured, precision="fp32", memory=_fitting(known, passed, taught, batch))
@@ -49,7 +49,8 @@ def of_refine(params: RefineParams, axes: Mapping[str, Any], inputs: Mapping[str
     passed, taught = restoring(arm.restorer, dims, known.width)
     if recipe.objective != "reading":
         memory = _fitting(known, passed, taught, recipe.batch_size)
-        return Work(flop=tokens * (passed + taught), tokens=tokens, precision="fp32", memory=memory)
+        flop = tokens * (passed + taught) + _looks(known, params, recipe, inputs)
+        return Work(flop=flop, tokens=tokens, precision="fp32", memory=memory)
     tokens *= known.prompt
     columns = float(recipe.batch_size * known.longest)
     memory = Memory(
@@ -57,8 +58,21 @@ def of_refine(params: RefineParams, axes: Mapping[str, Any], inputs: Mapping[str
         logits=known.judged(min(columns, AT_ONCE), taught=False),
         activations=columns * (known.kept() + _restored(known.width)),
     )  # fmt: skip
-    flop = tokens * a_read_token(known, passed, taught)
+    flop = tokens * a_read_token(known, passed, taught) + _looks(known, params, recipe, inputs)
     return Work(flop=flop, tokens=tokens, precision=known.precision, memory=memory)
+
+
+def _looks(
+    known: Reader,
+    params: RestoreParams | RefineParams,
+    recipe: RestoringRecipe | None,
+    inputs: Mapping[str, Any],
+) -> float:
+    """FLOP of answering held-out items at each checkpoint."""
+    if recipe is None or not params.answered:
+        return 0.0
+    looks = -(-recipe.steps // params.checkpoint_every)
+    return looks * known.answering(min(params.answered, inputs["data"].n_held), params.answered).flop
 
 
 def of_answer(params: AnswerParams, axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Work | None:

@@ -44,6 +44,7 @@ class RestoreParams(Spec):
         whiten: scale every coordinate to unit variance.
         checkpoint_every: optimizer steps between checkpoints.
         log_every: optimizer steps between records.
+        answered: held-out items that are answered at each checkpoint; 0 = none.
     """
 
     arms: dict[str, Bottleneck] = Field(min_length=1)
@@ -51,6 +52,7 @@ class RestoreParams(Spec):
     whiten: bool = False
     checkpoint_every: Some = 200
     log_every: Some = 20
+    answered: Count = 8
 
 
 class RefineParams(Spec):
@@ -58,12 +60,13 @@ class RefineParams(Spec):
 
     Attributes:
         recipe: with the objective `reading`.
-        checkpoint_every, log_every: as of `RestoreParams`.
+        checkpoint_every, log_every, answered: as of `RestoreParams`.
     """
 
     recipe: RestoringRecipe = RestoringRecipe(objective="reading", steps=200, batch_size=4)
     checkpoint_every: Some = 50
     log_every: Some = 5
+    answered: Count = 8
 
 
 class AnswerParams(Spec):
@@ -92,6 +95,8 @@ _HERE = "stepwell.studies.squeeze"
 _RECONSTRUCTION = frozenset({"set", "tokens", "mse", "cosine", "relative_error", "norm_ratio"})
 TERMS = frozenset(f"{part}_{term}" for part in ("loss", "weighted", "weight") for term in OBJECTIVES)
 """What a step says of each term of a loss: null where the recipe does not have it."""
+LOOK = frozenset({"step", "n", "f1", "em"})
+"""What a look at held-out items says while a restorer is trained: mean F1 and exact matches, by the final scorer."""
 _STEP = TERMS | {"step", "lr", "grad_norm", "tokens", "skipped", "loss"}
 
 KINDS = (
@@ -103,6 +108,7 @@ KINDS = (
             yields={
                 "compressor": frozenset({"subspace", "dims", "width", "explained", "corpus_tokens", "distinct"}),
                 "step": _STEP,
+                "look": LOOK,
                 "reconstruction": _RECONSTRUCTION,
             },
             estimate=f"{_HERE}.cost:of_restore",
@@ -113,7 +119,7 @@ KINDS = (
             name="squeeze.refine",
             params=RefineParams,
             run=f"{_HERE}.restore:refine",
-            yields={"step": _STEP, "reconstruction": _RECONSTRUCTION},
+            yields={"step": _STEP, "look": LOOK, "reconstruction": _RECONSTRUCTION},
             estimate=f"{_HERE}.cost:of_refine",
         )
     ),

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stepwell.answers import Asked, answer_items
 from stepwell.errors import StepwellError
 from stepwell.latents.compressor import Compressor, token_counts
 from stepwell.latents.contract import Contract
 from stepwell.latents.restorer import Restorer, reconstruction
 from stepwell.latents.restorer_specs import RestoringRecipe
 from stepwell.latents.restoring import Step, train_restorer
+from stepwell.latents.wirebytes import quantise_latents
 from stepwell.shapes import embedding_table
 from stepwell.stage import StageContext
 from stepwell.studies.qa.data import read_split
 from stepwell.studies.qa.models import loaded
+from stepwell.studies.qa.text import laid_out, prompt_embeddings
 from stepwell.studies.squeeze.params import TERMS, Bottleneck, RefineParams, RestoreParams
+from stepwell.tasks.base import QA
 
 FILE = "restorer.safetensors"
 MEASURED = ("held", "test")
@@ -87,11 +92,34 @@ def _train(
             restorer, contract.backbone, counts, recipe, prompts=prompts, kept=len(contract.bos), seed=ctx.seed,
             state=state, until=done + params.checkpoint_every, on_step=on_step,
         )  # fmt: skip
+        _look(params, ctx, contract, restorer, state["step"])
         ctx.save(state)
         ctx.stop_if_asked()
     if state["step"] == recipe.steps:  # after a resume at the very end, the weights are in the state alone
         train_restorer(restorer, contract.backbone, counts, recipe, prompts=prompts, kept=len(contract.bos),
                        seed=ctx.seed, state=state)  # fmt: skip
+
+
+def _look(
+    params: RestoreParams | RefineParams, ctx: StageContext, contract: Contract, restorer: Restorer, step: int
+) -> None:
+    """Answers to a few held-out items, as they are scored in the end: losses do not say whether answers survive."""
+    (data,) = ctx.inputs["data"]
+    items = read_split(data.folder, "held", params.answered) if params.answered else []
+    found = list(answer_items(contract.backbone, contract, items, partial(through, contract, restorer, bits=32)))
+    if found:
+        f1, em = (sum(values) / len(found) for values in ([one.f1 for one in found], [one.em for one in found]))
+        ctx.write("look", step=step, n=len(found), f1=f1, em=em)
+
+
+@torch.no_grad()
+def through(contract: Contract, restorer: Restorer, items: Sequence[QA], bits: int) -> Asked:
+    """Prompts after they went over the wire: compressed, quantised, restored."""
+    prefixes = []
+    for item in items:
+        sent = restorer.encode(prompt_embeddings(contract, item))
+        prefixes.append(restorer.decode(sent if bits == 32 else quantise_latents(sent, bits)))
+    return laid_out(contract, prefixes)
 
 
 def _finish(ctx: StageContext, contract: Contract, restorer: Restorer) -> None:
