@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +99,22 @@ def stray_sentence(entry: Entry) -> Entry:
     return {**entry, "question": f"All is well. {entry['question']}"}
 
 
+def with_name(old: Callable[[Entry], str], new: str) -> Callable[[Entry], Entry]:
+    """The entry with one name exchanged everywhere: sound but for that name."""
+
+    def fault(entry: Entry) -> Entry:
+        return json.loads(re.sub(rf"\b{old(entry)}\b", new, json.dumps(entry)))
+
+    return fault
+
+
+def cut_short(entry: Entry) -> Entry:
+    """The root is told to be what it was two hops from its target: a sound question, of two hops."""
+    last = entry["steps"][-1]
+    link = f"{symbol(entry, 'root')} is a {last.split()[1]}."
+    return {**retold(entry, [*facts(entry), link]), "steps": [link, last]}
+
+
 def no_choice(entry: Entry) -> Entry:
     return {**entry, "question": entry["question"].rsplit(" or ", 1)[0] + "?"}
 
@@ -138,6 +155,10 @@ FAULTS: list[tuple[Callable[[Entry], Entry], dict[str, int]]] = [
     (second_article, {"template-differs": 3}),
     (stray_sentence, {"template-differs": 3}),
     (no_choice, {"template-differs": 3}),
+    (with_name(lambda entry: symbol(entry, "root"), "Zebedee"), {"unknown-name": 3}),
+    (with_name(lambda entry: symbol(entry, "target"), "hero"), {"unknown-name": 3}),
+    (with_name(lambda entry: entry["steps"][0].split()[-1].rstrip("."), "somepus"), {"unknown-name": 3}),
+    (cut_short, {"hops-out-of-range": 3}),
     (other_edges, {"graph-differs-from-text": 3}),
     (other_root, {"graph-differs-from-text": 3}),
     (swapped_targets, {"graph-differs-from-text": 3}),
@@ -215,10 +236,26 @@ def negative(entry: Entry) -> str:
 def test_a_name_promises_hops(tmp_path):
     found = entries("8hop", 10)
     assert counts(audit(tmp_path, found, "ood_7hop.json")) == {"hops-mismatch": 10}
-    assert audit(tmp_path, found, "test-8hop-b.json").ok and audit(tmp_path, found, "plain.json").ok
+    assert audit(tmp_path, found, "test-8hop-b.json").ok
+    assert counts(audit(tmp_path, found, "plain.json")) == {"hops-out-of-range": 10}
     assert [promised_hops(name) for name in ("7hop", "ood_8_hops", "shop", "17hopeful", "12-hop")] == [
         7, 8, None, None, 12,
     ]  # fmt: skip
+
+
+def test_hops_are_judged_by_name_family_or_the_official_range(tmp_path):
+    long = [*entries(n=20), *entries("7hop", 20)]
+    (finding,) = audit(tmp_path, long, "train.json").findings
+    assert (finding.code, finding.count) == ("hops-out-of-range", 20)
+    assert finding.example == "train-00020: 7 hops, 3 to 6 expected"
+    short = entries("mini", 30)
+    two = sum(len(entry["steps"]) == 2 for entry in short)
+    assert 0 < two < 30 and counts(audit(tmp_path, short, "train.json")) == {"hops-out-of-range": two}
+    assert audit(tmp_path, short, "mini-b.json").ok
+    assert audit_files([tmp_path / "train.json"], ["mini"])[0].ok, "said by the family, not by the file"
+    assert counts(audit(tmp_path, entries(n=20), "mini.json")).keys() == {"hops-out-of-range"}
+    for name in ("test-swapped.json", "7hop-swapped.json"):
+        assert audit(tmp_path, [cut_short(entry) for entry in entries(n=20)], name).ok
 
 
 def test_duplicates_are_found_whatever_the_order_of_facts_and_options(tmp_path):

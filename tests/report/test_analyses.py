@@ -143,9 +143,33 @@ def test_a_probe_map_shows_numbers_only_where_the_test_supports_them(new_run: Ne
     assert [cell.text for cell in found.tables[0].rows[0].cells] == ["an entity has 3 items, 5 needed", "1"]
 
 
+def test_other_thoughts_and_the_question_stand_beside_the_accuracy(new_run: NewRun):
+    beside = {"role": "reasoning", "accuracy_elsewhere": 0.2, "accuracy_question": 0.19}
+    found = section(probed(new_run(), **beside), "probes")
+    (chart,) = found.charts
+    assert chart.heat is not None and chart.table is not None
+    assert "selectivity 71.0 points, elsewhere 20.0 %, question 19.0 %, adjusted p 0.009" in chart.heat.hover[1][1]
+    question, first = chart.table.rows[0].cells[1:3]  # layer 1
+    assert (first.text, first.count) == ("85.0", "elsewhere 20.0, question 19.0")
+    assert question.count == "elsewhere 20.0", "the question's end is not compared with itself"
+    assert "“elsewhere”, the mean over the other thoughts" in found.lines[1]
+    assert found.lines[1].endswith("Of 2 cells at thoughts with a number, 2 lie above both (no test).")
+    low = section(probed(new_run("low"), **beside | {"accuracy_question": 0.9}), "probes")
+    assert low.lines[1].endswith("Of 2 cells at thoughts with a number, 0 lie above both (no test).")
+    alone = section(probed(new_run("alone"), **beside | {"accuracy_elsewhere": None}), "probes")
+    assert alone.lines[1].endswith("holds by itself.") and "elsewhere 20" not in str(alone.charts)
+
+
 def test_too_few_permutations_are_said(new_run: NewRun):
     lines = section(probed(new_run(), p_adjusted_least=0.3), "probes").lines
     assert lines[1] == "With so few permutations no cell can get below p = 0.3: a dot says nothing."
+    run = probed(new_run("both"))
+    (path,) = (run.path / "records").glob("probe*")
+    ridge = [json.loads(text) for text in path.read_text().splitlines()]
+    mlp = [{**record, "probe": "mlp", "p_adjusted_least": 0.5} for record in ridge]
+    path.write_text("".join(json.dumps(record) + "\n" for record in (*ridge, *mlp)))
+    lines = section(run, "probes").lines
+    assert lines[1] == "With so few permutations no cell of the mlp can get below p = 0.5: a dot says nothing."
 
 
 # Tracing.

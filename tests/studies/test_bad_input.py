@@ -46,7 +46,7 @@ from stepwell.cli import run
 from stepwell.plan import Plan
 from stepwell.runner import run as run_plan
 from stepwell.store import RunFolder
-from stepwell.tasks.prosqa import generate_graphs, render, write_items
+from stepwell.tasks.prosqa import generate_graphs, generate_items, render, write_items
 from toy import small_disk
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -150,6 +150,19 @@ def test_unsound_data_stop_at_the_first_gate(here: Path, capsys: pytest.CaptureF
     assert {r["code"] for r in records(here / "run", "audit", "audit") if r["set"] == "official"} >= {
         "target-unreachable"
     }
+
+
+def test_hops_are_expected_as_family_and_file_say(here: Path) -> None:
+    """Two hops are sound in `mini`, seven in a file that says so, any in swapped questions; elsewhere they are not."""
+    for seed, name in enumerate(("ood_7hop.json", "plain.json")):
+        write_items(here / name, generate_items("7hop", 6, seed))
+    files = ("data.test=ood_7hop.json", "data.valid=plain.json")
+    plan = data_only(*files, "data.families={no-shortcut: 20}", "data.swapped=[no-shortcut, steer]")
+    assert run(command(plan)) == 0
+    found = {r["set"]: (r["code"], r["count"]) for r in records(here / "run", "audit", "audit")}
+    assert found.pop("official") == ("hops-out-of-range", 6)
+    assert set(found) == {"train", "steer", "test", "no-shortcut", "no-shortcut-swapped", "steer-swapped"}
+    assert set(found.values()) == {("clean", 0)}
 
 
 def test_items_of_another_size_than_the_model_has_names_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,18 +8,21 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny import records, tiny
 
 from stepwell import kinds
-from stepwell.analysis.features import rows_of
+from stepwell.analysis.features import Features, Labels, rows_of
 from stepwell.errors import StepwellError
 from stepwell.latents.thoughts import Thoughts
 from stepwell.plan import Plan, load_plan
 from stepwell.runner import RunResult, run
 from stepwell.small import SmallConfig, SmallLM
-from stepwell.studies.thoughts.probing import entities, gather, labels, positions_of
+from stepwell.studies.thoughts import probing
+from stepwell.studies.thoughts.analysis_params import ProbeParams
+from stepwell.studies.thoughts.probing import Position, entities, gather, labels, positions_of
 from stepwell.studies.thoughts.sets import chosen_sets
 from stepwell.tasks.prosqa import WordTokenizer, generate_graphs, load_items, render
 from stepwell.tasks.prosqa.reading import SymbolReader, TextReader
@@ -123,6 +126,84 @@ def test_a_set_that_was_not_made_is_refused(whole: RunResult) -> None:
         chosen_sets(("tset",), data)
 
 
+# ---- a planted code
+
+
+NAMES = ("question end", "thought 1", "thought 2", "thought 3")
+
+
+class Written:
+    """Stands in for a stage's context: keeps what is written."""
+
+    seed = 3
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def write(self, kind: str, **fields: Any) -> None:
+        self.found.append({"kind": kind, **fields})
+
+    def progress(self, *_: Any, **__: Any) -> None: ...
+
+    def stop_if_asked(self) -> None: ...
+
+
+def cells_of_planted(**params: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """160 states of noise at four positions; at `thought 2` alone the label of four has a direction of its own."""
+    rng = np.random.default_rng(5)
+    named = [f"c{label}" for label in rng.permutation(np.arange(160) % 4)]
+    states = rng.normal(size=(160, 1, len(NAMES), 8))
+    states[:, 0, 2] += 3 * rng.normal(size=(4, 8))[[int(name[1]) for name in named]]
+    ids = tuple(f"test-{row:05d}" for row in range(160))
+    features = Features(ids=ids, witness=(0,) * 160, states=torch.from_numpy(states).float())
+    step = Labels(witness=dict.fromkeys(ids, 0), values=dict(zip(ids, named, strict=True)))
+    positions = [
+        Position(name=name, role="reasoning" if name.startswith("thought") else "prompt", column=column)
+        for column, name in enumerate(NAMES)
+    ]
+    ctx: Any = Written()
+    asked = ProbeParams.model_validate({"folds": 4, "inner": 2, **params})
+    probing._write(ctx, list(probing._set(asked, ctx, "test", features, positions, [step])))
+    return {(cell["probe"], cell["position_name"]): cell for cell in ctx.found if cell["kind"] == "probe"}
+
+
+def test_a_code_at_one_thought_stands_out_from_the_others_and_from_the_question() -> None:
+    cells = cells_of_planted(permutations=99)
+    right = {name: cells["ridge", name]["accuracy"] for name in NAMES}
+    chance = cells["ridge", "thought 2"]["chance"]
+    assert chance == 0.25 and right["thought 2"] > 0.9
+    carrier = cells["ridge", "thought 2"]
+    assert carrier["accuracy_elsewhere"] == pytest.approx((right["thought 1"] + right["thought 3"]) / 2, abs=1e-6)
+    assert carrier["accuracy_question"] == pytest.approx(right["question end"], abs=1e-6)
+    assert abs(carrier["accuracy_elsewhere"] - chance) < 0.1 and abs(carrier["accuracy_question"] - chance) < 0.1
+    assert carrier["p_adjusted"] == pytest.approx(4 / 100)
+    other = cells["ridge", "thought 1"]
+    assert other["accuracy_elsewhere"] == pytest.approx((right["thought 2"] + right["thought 3"]) / 2, abs=1e-6)
+    assert other["accuracy_elsewhere"] > other["accuracy"] + 0.2, "what it lacks is elsewhere"
+    of_question = cells["ridge", "question end"]
+    thoughts = [right[name] for name in NAMES[1:]]
+    assert of_question["accuracy_elsewhere"] == pytest.approx(sum(thoughts) / 3, abs=1e-6)
+
+
+def test_each_kind_of_probe_is_corrected_for_its_own_cells() -> None:
+    """The few cells of an MLP, on which few permutations can decide, cost the ridge nothing, nor does it cost them."""
+    few = {"mlp_permutations": 3, "mlp_positions": ["thought 1", "thought 2"]}
+    cells = cells_of_planted(permutations=99, probes=["ridge", "mlp"], **few)
+    assert [key for key in cells if key[0] == "mlp"] == [("mlp", "thought 1"), ("mlp", "thought 2")]
+    assert cells["mlp", "thought 2"]["accuracy"] > 0.9
+    assert cells["mlp", "thought 2"]["accuracy_elsewhere"] == cells["mlp", "thought 1"]["accuracy"]
+    assert cells["mlp", "thought 2"]["accuracy_question"] is None, "no MLP was asked there"
+    assert {cell["p_adjusted_least"] for (kind, _), cell in cells.items() if kind == "ridge"} == {4 / 100}
+    assert {cell["p_adjusted_least"] for (kind, _), cell in cells.items() if kind == "mlp"} == {2 / 4}
+    assert (
+        cells["ridge", "thought 2"]["p_adjusted"]
+        == cells_of_planted(permutations=99)["ridge", "thought 2"]["p_adjusted"]
+    )
+    assert [key for key in cells_of_planted(permutations=0, probes=["mlp"], mlp_layers=[1])] == []
+    with pytest.raises(ValueError, match="mlp_positions"):
+        ProbeParams.model_validate({"mlp_positions": ["thought one"]})
+
+
 # ---- rows and labels
 
 
@@ -221,5 +302,22 @@ def test_every_rung_has_permutations_enough_to_decide(rung: str) -> None:
     model = kinds.kind("thoughts.model").params.model_validate(plan.stage("model").params).model_dump()
     text = model["model"]["kind"] == "text"
     positions = 2 + model["curriculum"]["stages"] + (2 if text or model["model"]["markers"] else 0)
-    cells = len(params["layers"]) * len(params["steps"]) * len(params["probes"]) * positions
+    cells = len(params["layers"]) * len(params["steps"]) * positions
     assert params["layers"] and params["steps"] and cells / (params["permutations"] + 1) < 0.05
+    if "mlp" in params["probes"]:
+        chosen = [params[f"mlp_{axis}"] for axis in ("layers", "steps", "positions")]
+        assert set(chosen[0]) <= set(params["layers"]) and set(chosen[1]) <= set(params["steps"])
+        assert all(chosen) and math.prod(map(len, chosen)) / (params["mlp_permutations"] + 1) < 0.05
+
+
+def test_both_probes_are_fitted_where_the_study_decides() -> None:
+    assert load_plan("thoughts", rung="hero").stage("probe").params["probes"] == ["ridge", "mlp"]
+
+
+@pytest.mark.parametrize("rung", ["laptop", "pilot", "hero"])
+def test_what_three_seeds_decide_is_about_the_mechanism(rung: str) -> None:
+    plan = load_plan("thoughts", rung=rung)
+    assert len(plan.axes["seed"]) >= 3
+    claims = {gate.name: [found.claim for found in gate.criteria] for gate in plan.gates}
+    assert claims["difference"] == ["mechanism"] * 3
+    assert claims["over-removal"] == claims["equivalence"] == ["mechanism"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from stepwell.tasks.prosqa.families import FAMILIES
 from stepwell.tasks.prosqa.items import (
     GRAPH_FIELDS,
     Item,
@@ -18,11 +19,13 @@ from stepwell.tasks.prosqa.items import (
     right_option,
 )
 from stepwell.tasks.prosqa.text import Fact, Reading, read_fact, read_question, steps_lead
+from stepwell.tasks.prosqa.words import CONCEPTS, PERSONS, is_person
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
         "missing-field": "question, answer or steps missing or of another type, or only some of the graph fields",
         "template-differs": 'the question is worded otherwise: a sentence that states no fact, or "or a X"',
+        "unknown-name": "a person or a concept of the text is not in the official vocabulary",
         "graph-differs-from-text": "the graph fields make no graph, or another one than the text",
         "answer-not-an-option": "the answer is neither of the two options, said of the person asked about",
         "root-without-facts": "no fact says anything of the person asked about",
@@ -31,6 +34,7 @@ CODES: Mapping[str, str] = MappingProxyType(
         "cyclic": "the facts have a cycle",
         "option-not-leaf": "a fact says something of an option",
         "hops-mismatch": "the number of steps is not the shortest path's, or not the one that the file's name promises",
+        "hops-out-of-range": "the path is not of 3 to 6 hops, nor does the file's name or the family ask for another",
         "step-not-a-fact": "a step is not among the facts",
         "chain-invalid": "the steps do not lead, one from the next, from the root to the right option",
         "duplicate-item": "an earlier item of the file has the same facts, person and options",
@@ -38,6 +42,11 @@ CODES: Mapping[str, str] = MappingProxyType(
     }
 )
 """What each finding means, in the order of the report."""
+
+SWAPPED = "swapped"
+"""In a set's name: its questions are about the other person, whose path may have any number of hops."""
+
+_PERSONS, _CONCEPTS = frozenset(PERSONS), frozenset(CONCEPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +72,40 @@ def promised_hops(stem: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def check_entry(entry: dict[str, Any], name: str, promised: int | None = None) -> Entry:
-    """Check one entry by itself; `promised` is the number of hops that the file's name promises.
+@dataclass(frozen=True, kw_only=True)
+class Hops:
+    """The hops that items of a file may have.
+
+    Attributes:
+        promised: exactly so many, where the file's name gives a number.
+        fewest, most: between these, where it does not; None = however many.
+    """
+
+    promised: int | None = None
+    fewest: int = FAMILIES["id"].fewest_hops
+    most: int | None = FAMILIES["id"].most_hops
+
+    def allows(self, hops: int) -> bool:
+        """Whether a path of so many hops is in the range."""
+        return self.fewest <= hops and (self.most is None or hops <= self.most)
+
+    @property
+    def told(self) -> str:
+        """The range in words."""
+        return f"{self.fewest} to {self.most}" if self.most is not None else f"{self.fewest} or more"
+
+
+def hops_asked(stem: str) -> Hops:
+    """What a file's name asks for: 7 hops for `ood_7hop`, those of the family for `mini-b`, else the official ones."""
+    words = re.split(r"[-_. ]", stem)
+    if SWAPPED in words:
+        return Hops(fewest=1, most=None)
+    family = next((FAMILIES[word] for word in words if word in FAMILIES), FAMILIES["id"])
+    return Hops(promised=promised_hops(stem), fewest=family.fewest_hops, most=family.most_hops)
+
+
+def check_entry(entry: dict[str, Any], name: str, asked: Hops | None = None) -> Entry:
+    """Check one entry by itself; `asked` is what its file's name says of hops, the official range where not given.
 
     Everything is judged by the text; graph fields are compared with it. An entry that cannot be read has the findings
     that say why, and no others.
@@ -79,6 +120,9 @@ def check_entry(entry: dict[str, Any], name: str, promised: int | None = None) -
         return Entry(id=name, findings=findings, reading=None, item=None)
     if reading.strays or reading.second_article:
         findings["template-differs"] = reading.strays[0] if reading.strays else f"...{entry['question'][-60:]}"
+    strangers = _strangers(reading)
+    if strangers:
+        findings["unknown-name"] = ", ".join(strangers)
     if not any(subject == reading.root for subject, _ in reading.facts):
         findings["root-without-facts"] = reading.root
     right = right_option(reading, entry["answer"])
@@ -89,7 +133,7 @@ def check_entry(entry: dict[str, Any], name: str, promised: int | None = None) -
         item = _item(entry, name, reading, right)
         distance = distances(item)
         _check_graph(item, distance, findings)
-        _check_steps(item, reading, distance.get(item.target), promised, findings)
+        _check_steps(item, reading, distance.get(item.target), asked or Hops(), findings)
     ordered = item is not None and all(parent < child for parent, child in item.edges)
     loop = None if ordered else _cycle(reading.facts)
     if loop is not None:
@@ -97,6 +141,14 @@ def check_entry(entry: dict[str, Any], name: str, promised: int | None = None) -
     if not missing and "edges" in entry:
         _compare(entry, reading, right, findings)
     return Entry(id=name, findings=findings, reading=reading, item=item)
+
+
+def _strangers(reading: Reading) -> list[str]:
+    """Names that the official sets do not have, or not in this place: a person is no concept."""
+    told = [(reading.root, True), *((option, False) for option in reading.options)]
+    for subject, concept in reading.facts:
+        told += [(subject, is_person(subject)), (concept, False)]
+    return list(dict.fromkeys(name for name, person in told if name not in (_PERSONS if person else _CONCEPTS)))
 
 
 def _item(entry: dict[str, Any], name: str, reading: Reading, right: int) -> Item:
@@ -125,13 +177,14 @@ def _check_graph(item: Item, distance: Mapping[int, int], findings: dict[str, st
         findings["option-not-leaf"] = " -> ".join(symbols[node] for node in beyond[0])
 
 
-def _check_steps(
-    item: Item, reading: Reading, shortest: int | None, promised: int | None, findings: dict[str, str]
-) -> None:
+def _check_steps(item: Item, reading: Reading, shortest: int | None, asked: Hops, findings: dict[str, str]) -> None:
     if shortest is not None and shortest != item.hops:
         findings["hops-mismatch"] = f"{item.hops} steps, shortest path {shortest}"
-    elif promised is not None and promised != item.hops:
-        findings["hops-mismatch"] = f"{item.hops} steps, the file's name promises {promised}"
+    elif asked.promised is not None and asked.promised != item.hops:
+        findings["hops-mismatch"] = f"{item.hops} steps, the file's name promises {asked.promised}"
+    # By the path, not by the steps: these may be wrong, which is another finding.
+    if asked.promised is None and shortest is not None and not asked.allows(shortest):
+        findings["hops-out-of-range"] = f"{shortest} hops, {asked.told} expected"
     facts = frozenset(reading.facts)
     untold = [step for step in item.steps if read_fact(step) not in facts]
     if untold:

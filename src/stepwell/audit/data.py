@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepwell.audit.checks import CODES, Entry, check_entry, promised_hops
+from stepwell.audit.checks import CODES, Entry, check_entry, hops_asked
 from stepwell.tasks.prosqa.canonical import canonical_keys, same_up_to_renaming
 from stepwell.tasks.prosqa.items import Item, read_json_list
 from stepwell.tasks.prosqa.packing import pack_graphs
@@ -78,32 +78,35 @@ class FileAudit:
         }
 
 
-def audit_files(paths: Sequence[Path | str]) -> list[FileAudit]:
+def audit_files(paths: Sequence[Path | str], names: Sequence[str] | None = None) -> list[FileAudit]:
     """Audit files in the official format, one by one and against each other.
 
     Everything is judged by the text of the items; graph fields, where there are some, are compared with it. Items of
     two files overlap where their questions are the same word for word, or the same up to the names of their nodes and
     the order of facts and options; the example says which.
 
+    Args:
+        paths: the files.
+        names: one for each, to say which hops it may have where its own does not: `7hop`, `mini`, `my_9_hops`.
+
     Raises:
         StepwellError: a file is missing, empty, not JSON, or not a list of objects.
     """
-    files = [_read(Path(path)) for path in paths]
+    stems = [Path(path).stem for path in paths] if names is None else names
+    files = [_read(Path(path), stem) for path, stem in zip(paths, stems, strict=True)]
     overlaps = _overlaps(files)
     return [_report(str(path), entries, found) for path, entries, found in zip(paths, files, overlaps, strict=True)]
 
 
 def audit_items(name: str, items: Sequence[Item]) -> FileAudit:
     """Audit items that are already in memory, under a name of their own."""
-    entries = [check_entry(item.to_json(), item.id, promised_hops(name)) for item in items]
+    entries = [check_entry(item.to_json(), item.id, hops_asked(name)) for item in items]
     return _report(name, entries, {})
 
 
-def _read(path: Path) -> list[Entry]:
-    promised = promised_hops(path.stem)
-    return [
-        check_entry(entry, f"{path.stem}-{place:05d}", promised) for place, entry in enumerate(read_json_list(path))
-    ]
+def _read(path: Path, name: str) -> list[Entry]:
+    asked = hops_asked(name)
+    return [check_entry(entry, f"{path.stem}-{place:05d}", asked) for place, entry in enumerate(read_json_list(path))]
 
 
 def _report(name: str, entries: Sequence[Entry], overlaps: Mapping[str, str]) -> FileAudit:

@@ -25,21 +25,54 @@ def probes_section(data: RunData) -> Section:
     charts = tuple(_chart(*which, rows) for which, rows in groups.items())
     lines = (
         "A probe is trained to tell the entity of a step from the state of one layer at one position. A number stands "
-        f"where the permutation test, corrected for the whole grid (Bonferroni), gives p < {ALPHA:g} under every seed; "
-        f"a dot ({FAINT}) where it does not. An entity that can be read out need not be used: for that see the "
-        "interventions.",
+        f"where the permutation test, corrected for all cells of that kind of probe (Bonferroni), gives p < {ALPHA:g} "
+        f"under every seed; a dot ({FAINT}) where it does not. An entity that can be read out need not be used: for "
+        "that see the interventions.",
         *_reach(here),
+        *_beside_in_words(here),
         *said,
     )
     return Section(key=key, title=title, lines=lines, charts=charts, tables=_undefined(here))
 
 
 def _reach(records: Sequence[Record]) -> tuple[str, ...]:
-    """Said where too few permutations were drawn for any cell of the grid to pass."""
-    least = [r["p_adjusted_least"] for r in records if isinstance(r.get("p_adjusted_least"), int | float)]
-    if not least or min(least) < ALPHA:
+    """Said where too few permutations were drawn for any cell of a kind of probe to pass."""
+    least = grouped(
+        [record for record in records if isinstance(record.get("p_adjusted_least"), int | float)],
+        lambda r: str(r.get("probe")),
+    )
+    several = len({str(record.get("probe")) for record in records}) > 1
+    lines: list[str] = []
+    for probe, rows in least.items():
+        p = min(float(row["p_adjusted_least"]) for row in rows)
+        of = f" of the {probe}" if several else ""
+        if p >= ALPHA:
+            lines.append(f"With so few permutations no cell{of} can get below p = {p:.2g}: a dot says nothing.")
+    return tuple(lines)
+
+
+def _beside_in_words(records: Sequence[Record]) -> tuple[str, ...]:
+    """Whether thoughts hold more than their neighbours and the question do: else a probe found nothing of theirs."""
+    both = ("accuracy_elsewhere", "accuracy_question")
+    if not any(record.get(field) is not None for record in records for field in both):
         return ()
-    return (f"With so few permutations no cell can get below p = {min(least):.2g}: a dot says nothing.",)
+    told = (
+        "Beside each accuracy stand two more of the same layer and step: “elsewhere”, the mean over the other "
+        "thoughts, and “question”, that of the question's end, before any thought. What can be read there as well is "
+        "nothing that this thought holds by itself."
+    )
+    cells = grouped(
+        [record for record in records if record.get("role") == "reasoning"],
+        lambda r: tuple(r.get(field) for field in ("arm", "probe", "step", "layer", "position")),
+    )
+    known = [
+        rows for rows in cells.values()
+        if _supported(rows) and all(_mean(rows, field) is not None for field in both)
+    ]  # fmt: skip
+    if not known:
+        return (told,)
+    above = sum(all((_mean(rows) or 0) > (_mean(rows, field) or 0) for field in both) for rows in known)
+    return (f"{told} Of {plural(len(known), 'cell')} at thoughts with a number, {above:,} lie above both (no test).",)
 
 
 def _chart(arm: str, probe: str, step: object, rows: Sequence[Record]) -> Chart:
@@ -80,21 +113,29 @@ def _chart(arm: str, probe: str, step: object, rows: Sequence[Record]) -> Chart:
     )
 
 
-def _known(rows: Sequence[Record]) -> list[Record]:
-    return [row for row in rows if row.get("accuracy") is not None]
+def _mean(rows: Sequence[Record], field: str = "accuracy") -> float | None:
+    known = [float(row[field]) for row in rows if row.get(field) is not None]
+    return sum(known) / len(known) if known and len(known) == len(rows) else None
 
 
-def _mean(rows: Sequence[Record]) -> float | None:
-    known = _known(rows)
-    return sum(float(row["accuracy"]) for row in known) / len(known) if known and len(known) == len(rows) else None
+def _supported(rows: Sequence[Record]) -> bool:
+    return all(row.get("p_adjusted") is not None and row["p_adjusted"] < ALPHA for row in rows)
+
+
+def _beside(rows: Sequence[Record], sign: str = "") -> list[str]:
+    """What is read at the other thoughts and at the question; the question's end is not compared with itself."""
+    asked = [("elsewhere", "accuracy_elsewhere"), ("question", "accuracy_question")]
+    if any(row.get("position_name") == "question end" for row in rows):
+        asked.pop()
+    found = [(name, _mean(rows, field)) for name, field in asked]
+    return [f"{name} {percent(value)}{sign}" for name, value in found if value is not None]
 
 
 def _text(rows: Sequence[Record]) -> str:
     value = _mean(rows)
     if value is None:
         return ""
-    shown = all(row.get("p_adjusted") is not None and row["p_adjusted"] < ALPHA for row in rows)
-    return f"{100 * value:.0f}" if shown else FAINT
+    return f"{100 * value:.0f}" if _supported(rows) else FAINT
 
 
 def _hover(rows: Sequence[Record]) -> str:
@@ -114,6 +155,7 @@ def _told(row: Record) -> str:
         text += f", control {percent(row['control_accuracy'])} %"
     if row.get("selectivity") is not None:
         text += f", selectivity {100 * row['selectivity']:.1f} points"
+    text = ", ".join([text, *_beside([row], " %")])
     return text + (f", adjusted p {p_text(row['p_adjusted'])}" if row.get("p_adjusted") is not None else ", not tested")
 
 
@@ -127,7 +169,8 @@ def _cell(rows: Sequence[Record]) -> Cell:
     low, high = rows[0].get("low"), rows[0].get("high")
     alone = len(rows) == 1 and low is not None and high is not None
     interval = f"{percent(float(low or 0))}{TO}{percent(float(high or 0))}" if alone else ""
-    return Cell(text=percent(value), interval=interval, count="" if alone else plural(len(rows), "seed"))
+    seeds = [] if alone else [plural(len(rows), "seed")]
+    return Cell(text=percent(value), interval=interval, count=", ".join([*seeds, *_beside(rows)]))
 
 
 def _undefined(records: Sequence[Record]) -> tuple[Table, ...]:

@@ -9,6 +9,9 @@ from pydantic import Field
 from stepwell import kinds
 from stepwell.studies.thoughts.params import AskParams, Count
 
+POSITION = r"^(question end(, one before)?|start marker|thought [1-9][0-9]*|end marker)$"
+"""Names that positions of a probe have."""
+
 
 class ProbeParams(AskParams):
     """Probes of every layer and position for the entity of every step.
@@ -21,6 +24,8 @@ class ProbeParams(AskParams):
         inner: folds of the training rows by which the regularisation is chosen.
         permutations: of the labels, for `ridge`; p cannot be smaller than 1 / (permutations + 1).
         mlp_permutations: for `mlp`, which is fitted anew for each.
+        mlp_layers, mlp_steps, mlp_positions: those of the cells that `mlp` is asked of; empty = all. It costs far more
+            than `ridge`, and on few cells few permutations can decide. Positions by name, such as `thought 1`.
         smallest_class: a cell is undefined where an entity has fewer items.
     """
 
@@ -31,6 +36,9 @@ class ProbeParams(AskParams):
     inner: int = Field(default=3, ge=2)
     permutations: Count = 999
     mlp_permutations: Count = 1
+    mlp_layers: tuple[Count, ...] = ()
+    mlp_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    mlp_positions: tuple[Annotated[str, Field(pattern=POSITION)], ...] = ()
     smallest_class: int = Field(default=5, ge=1)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -123,8 +124,10 @@ def load_graphs(folder: Path, name: str) -> GraphArrays:
 def audit(params: AuditParams, ctx: StageContext) -> None:
     """Audit every set, together, so that overlaps between them are seen."""
     (source,) = ctx.inputs["data"]
-    names = [record["set"] for record in source.records("dataset")]
-    audits = audit_files([source.folder / f"{name}.json" for name in names])
+    sets = list(source.records("dataset"))
+    names = [record["set"] for record in sets]
+    known_as = [_known_as(record, source.job.params) for record in sets]
+    audits = audit_files([source.folder / f"{name}.json" for name in names], known_as)
     for name, found in zip(names, audits, strict=True):
         for finding in found.findings:
             ctx.write(
@@ -137,3 +140,9 @@ def audit(params: AuditParams, ctx: StageContext) -> None:
             ctx.write("shortcut", set=name, rule=score.rule, correct=score.correct, n=score.n)
         detail = ", ".join(f"{f.code} {f.count} of {f.of}" for f in found.findings) or "no findings"
         ctx.write("check", name=f"data-{name}", passed=found.ok, detail=f"{found.n} items: {detail}")
+
+
+def _known_as(record: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What says which hops a set may have: its family, the file that it was copied from, or its own name."""
+    path = given.get("valid" if record["set"] == "official" else record["set"]) if record["source"] == "file" else None
+    return Path(path).stem if path else record["family"] or record["set"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -109,7 +110,7 @@ def labels(
 
 
 def probe(params: ProbeParams, ctx: StageContext) -> None:
-    """Probe one trained arm on every set; one record a cell, p-values adjusted over all cells of the job."""
+    """Probe one trained arm on every set; one record a cell, p-values adjusted over its cells of a kind."""
     arm = trained_arm(params, ctx)
     model = arm.built.thoughts
     asking = {"stage": arm.stage, "seed": ctx.seed, "batch_size": params.batch_size, "items": params.items}
@@ -139,6 +140,8 @@ def _set(
         here = [fold.among(rows) for fold in folds]
         x = features.states[torch.from_numpy(rows), layer, positions.index(position)].numpy()
         for kind in params.probes:
+            if kind == "mlp" and not _asked_of_mlp(params, t + 1, layer, position.name):
+                continue
             cell = {"set": name, "layer": layer, "position": positions.index(position), "step": t + 1, "probe": kind}
             named = {**cell, "position_name": position.name, "role": position.role}
             yield named, _cell(params, ctx, x, known, here, cell)
@@ -148,6 +151,11 @@ def _set(
     ctx.write("check", name=MISALIGNED, passed=True, detail=detail)
     detail = f"{name}: {len(folds)} folds, no item scored by a probe that was fitted or chosen on it"
     ctx.write("check", name=SCORING_FOLDS, passed=True, detail=detail)
+
+
+def _asked_of_mlp(params: ProbeParams, step: int, layer: int, position: str) -> bool:
+    asked = (params.mlp_steps, step), (params.mlp_layers, layer), (params.mlp_positions, position)
+    return all(not some or one in some for some, one in asked)
 
 
 def _named(features: Features, rows: Any) -> list[str]:
@@ -169,9 +177,10 @@ def _cell(
 
 def _write(ctx: StageContext, found: Sequence[tuple[dict[str, Any], Probed]]) -> None:
     """One record a cell, with what can only be said when all cells are known."""
-    tested = sum(cell.p_value is not None for _, cell in found)
+    # Each kind of probe is a family of tests by itself: asking a second kind anywhere costs the first one nothing.
+    counts = Counter(place["probe"] for place, cell in found if cell.p_value is not None)
     for place, cell in found:
-        p = cell.p_value
+        p, tested = cell.p_value, counts[place["probe"]]
         alike = [
             (other, result.accuracy) for other, result in found
             if result.accuracy is not None and all(other[k] == place[k] for k in ("set", "layer", "step", "probe"))

@@ -45,6 +45,7 @@ class Family:
 
     about: str
     most_edges: int
+    fewest_hops: int
     most_hops: int
     candidates: Callable[[np.random.Generator, int], Candidates]
 
@@ -146,31 +147,46 @@ _LIKE_ID = ((4, 0.74), (5, 0.22), (6, 0.04))
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "id": Family(about="as the official sets: 3 to 6 hops", most_edges=56, most_hops=6, candidates=_official),
+        "id": Family(
+            about="as the official sets: 3 to 6 hops", most_edges=56, fewest_hops=3, most_hops=6, candidates=_official
+        ),
         "no-shortcut": Family(
             about="4 to 6 hops, options that no shortcut rule tells apart",
             most_edges=56,
+            fewest_hops=4,
             most_hops=6,
             candidates=_chained(Chains(hops=_LIKE_ID), OFFICIAL),
         ),
         "7hop": Family(
-            about="exactly 7 hops", most_edges=56, most_hops=7, candidates=_chained(Chains(hops=((7, 1.0),)), OFFICIAL)
+            about="exactly 7 hops",
+            most_edges=56,
+            fewest_hops=7,
+            most_hops=7,
+            candidates=_chained(Chains(hops=((7, 1.0),)), OFFICIAL),
         ),
         "8hop": Family(
-            about="exactly 8 hops", most_edges=56, most_hops=8, candidates=_chained(Chains(hops=((8, 1.0),)), OFFICIAL)
+            about="exactly 8 hops",
+            most_edges=56,
+            fewest_hops=8,
+            most_hops=8,
+            candidates=_chained(Chains(hops=((8, 1.0),)), OFFICIAL),
         ),
         "dag": Family(
             about="4 to 6 hops, several shortest paths that converge",
             most_edges=56,
+            fewest_hops=4,
             most_hops=6,
             candidates=_chained(Chains(hops=((4, 0.5), (5, 0.35), (6, 0.15)), detours=2), OFFICIAL),
         ),
         "dense": Family(
             about="4 or 5 hops, 5 to 8 children for every node on the way",
             most_edges=96,
+            fewest_hops=4,
             most_hops=5,
             candidates=_chained(Chains(hops=((4, 0.7), (5, 0.3)), branching=(5, 8), room=0.55), DENSE),
         ),
-        "mini": Family(about="8 concepts, 2 persons, 2 or 3 hops", most_edges=12, most_hops=3, candidates=_mini),
+        "mini": Family(
+            about="8 concepts, 2 persons, 2 or 3 hops", most_edges=12, fewest_hops=2, most_hops=3, candidates=_mini
+        ),
     }
 )
