@@ -79,7 +79,7 @@ def squeezed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, Path
 def wired(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, Path]:
     model, folder = wire_model(tmp_path_factory.mktemp("model") / "tiny"), tmp_path_factory.mktemp("run") / "run"
     small = ("axes.arm=[bytes, deep]", "stage-a.losses={terms: {first_token: 3.0}}", "stage-a.recipe.steps=2")
-    small = (*small, "stage-b.losses={terms: {first_token: 3.0, text: 1.0}}", "stage-b.recipe.steps=2")
+    small = (*small, "stage-b.losses={terms: {first_token: 3.0, text: 1.0}}", "stage-b.recipe.steps=4")
     run(tiny_wire(model, *small, stages=SHORT[:-1]), folder)
     return tiny_wire(model, *small), folder, model
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from stepwell.backbone import HFBackbone
 from stepwell.errors import StageFailed, StepwellError
 from stepwell.latents.contract import Contract
 from stepwell.latents.contract_specs import ContractParams
-from stepwell.losses import Answers, Weighing
+from stepwell.losses import Answers, Reading, Targets, Weighing
 from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.studies.qa.data import read_split
@@ -74,22 +76,56 @@ def answers(wire: Wire, items: list[QA]) -> Answers:
     return answers_of(wire.contract, [wire.contract.target(item) for item in items])
 
 
-def test_01_04_every_token_is_predicted_from_the_state_before_it_and_eos_is_learnt(wire: Wire, items: list[QA]) -> None:
+def read(wire: Wire, items: list[QA]) -> Reading:
+    """What the losses of latents are made of."""
     with torch.no_grad(), wire.speaking():
-        asked = wire.asked(wire.prefix(wire.latents(items[:4])))
-        reading = read_answers(wire.backbone, asked, answers(wire, items[:4]))
-        records = list(
-            answer_items(wire.backbone, wire.contract, items[:4],
-                         lambda some: wire.asked(wire.prefix(wire.latents(some))), 2)
-        )  # fmt: skip
-    # What scores answers builds rows of its own, over a cache.
-    ours = [float(nats.mean()) for nats in reading.nats.split([len(row) for row in reading.targets.rows])]
-    assert ours == pytest.approx([record.nll_per_token for record in records], rel=1e-4)
+        return read_answers(wire.backbone, wire.asked(wire.prefix(wire.latents(items))), answers(wire, items))
+
+
+def of_items(reading: Reading) -> list[float]:
+    """Nats a token, by item."""
+    return [float(nats.mean()) for nats in reading.nats.split([len(row) for row in reading.targets.rows])]
+
+
+def scored(wire: Wire, items: list[QA]) -> list[float]:
+    """The same by what scores answers, which builds rows of its own, over a cache."""
+    with torch.no_grad(), wire.speaking():
+        prompts = partial(answer_items, wire.backbone, wire.contract, items)
+        return [one.nll_per_token for one in prompts(lambda some: wire.asked(wire.prefix(wire.latents(some))), 2)]
+
+
+def trained_on(wire: Wire, items: list[QA]) -> torch.Tensor:
+    """The loss over all tokens, as a step of training has it."""
+    rows = Rows(latent=tuple(items), text=(), number=0)
+    with torch.no_grad(), wire.speaking():
+        term = objective(wire, "teacher_forced").terms(rows, 3, step=0, gold=1.0)["teacher_forced"]
+    return term.sum / term.count
+
+
+def test_01_04_every_token_is_predicted_from_the_state_before_it_and_eos_is_learnt(wire: Wire, items: list[QA]) -> None:
+    reading = read(wire, items[:4])
+    assert of_items(reading) == pytest.approx(scored(wire, items[:4]), rel=1e-4)
     for item, row in zip(items, reading.targets.rows, strict=False):
         assert row == wire.contract.target(item) and wire.contract.bos[0] not in row
         assert row[-1] == wire.contract.eos or len(row) == 10
-    shifted = reading.nats.roll(1)
-    assert not torch.allclose(shifted, reading.nats)
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+def test_01_a_second_shift_in_what_the_loss_reads_is_found(
+    wire: Wire, items: list[QA], monkeypatch: pytest.MonkeyPatch, by: int
+) -> None:
+    """Each token is predicted from its neighbour's state: the loss then differs from the answers' own score."""
+    honest, score = Targets.of, scored(wire, items[:4])
+    sound = float(trained_on(wire, items[:4]))
+
+    def shifted(labels: torch.Tensor, real: torch.Tensor, *, skip: int = 0) -> Targets:
+        made = honest(labels, real, skip=skip)
+        return replace(made, index=(made.index + by) % (len(made.rows) * made.columns))
+
+    monkeypatch.setattr(Targets, "of", shifted)
+    planted = of_items(read(wire, items[:4]))
+    assert all(ours != pytest.approx(theirs, rel=1e-2) for ours, theirs in zip(planted, score, strict=True))
+    assert float(trained_on(wire, items[:4])) != pytest.approx(sound, rel=1e-2), "and it is what training reads"
 
 
 def test_02_micro_batches_make_the_step_of_one_large_batch(wire: Wire, items: list[QA]) -> None:
@@ -263,6 +299,39 @@ def test_12_what_is_timed_encodes_too_and_no_alert_comes_without_a_hit(made: tup
     assert len(answered) == 7 and all(event["seconds"] > 0 and event["n"] == 6 for event in answered)
     hits = [row["f1"] for row in _records(made[1], B, "validation") if row["best_f1"] > 0]
     assert bool(_records(made[1], B, "alert")) == bool(hits)
+
+
+def test_12_the_time_to_answer_has_the_encoder_in_it(
+    made: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, pause = Wire.latents, 0.25
+
+    def slow(self: Wire, some: Any, vectors: int | None = None) -> torch.Tensor:
+        time.sleep(pause)
+        return honest(self, some, vectors)
+
+    monkeypatch.setattr(Wire, "latents", slow)
+    ctx, memory = context(made[0], made[1], "answer", tmp_path / "answer")
+    params = AnswerParams.model_validate({**ctx.job.params, "bits": [32, 8], "batch_size": 3})
+    evaluation.answer(params, ctx)
+    told = {event["condition"]: event["seconds"] for event in memory.events if event["event"] == "answered"}
+    assert told.keys() == {"latent", "latent-8bit", "zeros", "other", "mean"}
+    for condition in ("latent", "latent-8bit", "other"):
+        assert told[condition] >= 2 * pause, "two batches of three"
+    # Nothing is encoded for the others, so that what is found above is the pause.
+    assert max(told["zeros"], told["mean"]) < min(told[name] for name in ("latent", "latent-8bit", "other"))
+
+
+def test_a_stage_whose_items_are_fewer_than_planned_for_is_refused_as_it_begins(
+    made: tuple[Plan, Path], tmp_path: Path
+) -> None:
+    """24 items of 4 a step: 6 steps are an epoch, and no step comes after a warm-up of one."""
+    ctx, memory = context(made[0], made[1], "stage-b", tmp_path / "b")
+    params = StageBParams.model_validate(dict(ctx.job.params))
+    endless = params.model_copy(update={"mixing": params.mixing.model_copy(update={"warmup_epochs": 1.0})})
+    with pytest.raises(StepwellError, match=r"no step would read latents.* 6 steps are 1 epochs of 24 items"):
+        training.stage_b(endless, ctx)
+    assert not memory.records, "before anything is done"
 
 
 def _records(folder: Path, job: str, kind: str) -> list[dict[str, Any]]:

@@ -111,6 +111,11 @@ def test_the_gates_judge_four_controls_and_climb_or_sweep(done: Path) -> None:
     assert verdicts["ladder"]["route"] == ("hero" if f1 > 0 else "silent")
     ran = {path.name.split(".")[0] for path in (done / "records").glob("*.jsonl")}
     assert ("sweep" in ran or "sampling" in ran) == (f1 == 0)
+    for further in ("sweep", "sampling"):
+        assert (f"ladder-{further}" in verdicts) == (further in ran), "what was trained on is judged as the rung before"
+    for name in {"ladder-sweep", "ladder-sampling"} & verdicts.keys():
+        assert [row["metric"] for row in verdicts[name]["criteria"]] == ["f1", "above_cut", "f1", "f1", "f1"]
+        assert verdicts[name]["route"] in ("next", "stop")
     assert "hero" not in ran
 
 
@@ -128,6 +133,30 @@ def test_the_other_arms_run(model: Path, tmp_path: Path) -> None:
         assert first["loss_kd"] is not None
         items = records(tmp_path / "run", f"answer.{arm}.3.0", "item")
         assert {row["condition"] for row in items} == {"latent", "latent-8bit", "zeros", "other", "mean"}
+
+
+def test_one_encoder_serves_several_m_drawn_anew_in_each_step(model: Path, tmp_path: Path) -> None:
+    """The gates judge the largest M, that of the axis, by looks of every step; the others are answered beside it."""
+    plan = tiny_wire(
+        model, "encoder.arms.bytes.smaller=[1, 2, 5]", "text.cut_tokens=[1, 2, 3]", "answer.bits=[32]", stages=None
+    )
+    run(plan, tmp_path / "run")
+    for job in (A, B):
+        steps = records(tmp_path / "run", job, "step")
+        assert {row["vectors"] for row in steps} == {3} and len({row["drawn"] for row in steps}) > 1
+        assert {row["drawn"] for row in steps} <= {1, 2, 3}, "5 is not below the axis"
+    items = records(tmp_path / "run", ANSWER, "item")
+    names = {1: "latent-m1", 2: "latent-m2", 3: "latent"}
+    assert {row["condition"] for row in items} == {*names.values(), "zeros", "other", "mean"}
+    texts = records(tmp_path / "run", "text", "item")
+    for m, name in names.items():
+        own = [row for row in items if row["condition"] == name]
+        assert len(own) == 6 and {row["bytes"] for row in own} == {m * 8 * 4}
+        cut = {row["id"]: row["f1"] for row in texts if row["condition"] == f"tokens-{m}"}
+        assert all(row["cut_f1"] == cut[row["id"]] for row in own), "each M beside the text cut to as many tokens"
+    lines = (tmp_path / "run" / "records" / "gates.jsonl").read_text().splitlines()
+    controls = next(row for row in map(json.loads, lines) if row["gate"] == "controls")
+    assert [row["n"] for row in controls["criteria"]] == [6] * 4
 
 
 def test_a_training_that_stops_and_goes_on_is_the_same_to_the_byte(

@@ -57,6 +57,8 @@ SIZES = (
             f"held={HELD}",
         )
     ),
+    # Two steps are a third of an epoch.
+    "hero.mixing.warmup_epochs=0",
     "answer.bits=[32, 16, 8, 4]",
     "answer.mean_of=4",
 )

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -21,12 +21,21 @@ from stepwell.spec import Spec, data_files
 AXIS_VALUE = re.compile(r"[A-Za-z0-9_+.-]+")
 
 
+@runtime_checkable
+class ChecksNeeds(Protocol):
+    """Parameters that are sound or not only beside those of the stages they need."""
+
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """What is wrong, its keys within these parameters; `needed` is by stage, direct needs and indirect ones."""
+        ...
+
+
 def checked(plan: Plan, source: Source | None = None) -> Plan:
     """The plan, found sound. Otherwise StepwellError with every problem, each with its place and what is allowed."""
     import stepwell.studies  # noqa: F401 registers the shipped kinds
 
     raw = plan.model_dump(mode="json")
-    for check in (_extensions, _names, _budget, _stages, _cycles, _kinds, _engine, _gates):
+    for check in (_extensions, _names, _budget, _stages, _cycles, _kinds, _across, _engine, _gates):
         # Each check may rely on what the ones before it found sound.
         raise_for(list(check(plan)), source, raw, f"plan {plan.study}")
     return plan
@@ -174,6 +183,19 @@ def _kinds(plan: Plan) -> Iterator[Problem]:
             if not path.is_file():
                 yield Problem((*at, "params", *keys), f"no such file: {path}")
         yield from _needs_match(plan, stage, at)
+
+
+def _across(plan: Plan) -> Iterator[Problem]:
+    params = {stage.name: params_of(stage) for stage in plan.stages}
+    for index, stage in enumerate(plan.stages):
+        mine = params[stage.name]
+        if isinstance(mine, ChecksNeeds):
+            for problem in mine.problems({name: params[name] for name in _needed(plan, stage)}):
+                yield Problem(("stages", index, "params", *problem.keys), problem.text)
+
+
+def _needed(plan: Plan, stage: StageSpec) -> set[str]:
+    return set(stage.needs).union(*(_needed(plan, plan.stage(need)) for need in stage.needs))
 
 
 def _needs_match(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:

@@ -85,14 +85,16 @@ def of_answer(params: AnswerParams, axes: Mapping[str, Any], inputs: Mapping[str
     if known is None or arm is None:
         return None
     items, flop, moved, tokens = tested(inputs["data"], params.items), 0.0, 0.0, 0.0
-    for vectors in _vectors(arm, axes):
+    served = _vectors(arm, axes)
+    for vectors in served:
         short = _short(known, vectors)
         one = short.answering(items, params.batch_size)
-        passes = len(params.bits) + CONTROLS
+        # Where the axis says which M is judged, the smaller ones are answered once.
+        passes = len(params.bits) + CONTROLS if "vectors" not in axes or vectors == served[-1] else 1
         flop += passes * (one.flop + items * encoding(arm, known))
         moved += passes * (one.bytes or 0.0)
         tokens += passes * (one.tokens or 0)
-    held = _short(known, _vectors(arm, axes)[-1]).asked(params.batch_size)
+    held = _short(known, served[-1]).asked(params.batch_size)
     # The encoder's forward pass takes no more than what a training would keep of it.
     extra = params.batch_size * encoded(arm, known) / (1 if arm.reader is None else known.blocks)
     memory = replace(held, activations=held.activations + extra)
@@ -225,4 +227,4 @@ def _arm(axes: Mapping[str, Any], inputs: Mapping[str, Any]) -> Arm | None:
 
 
 def _vectors(arm: Arm, axes: Mapping[str, Any]) -> tuple[int, ...]:
-    return (int(axes["vectors"]),) if "vectors" in axes else arm.encoder.vectors
+    return arm.served(int(axes["vectors"]) if "vectors" in axes else None)

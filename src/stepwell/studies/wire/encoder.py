@@ -40,7 +40,7 @@ def encoder(params: EncoderParams, ctx: StageContext) -> None:
     arm, axis = params.arms[name], ctx.job.axes.get("vectors")
     state, contract = ctx.restored(), loaded(ctx)
     train = items_of(ctx, 0 if arm.auto_encoding is None else arm.auto_encoding.items)
-    vectors = arm.encoder.vectors if axis is None else (int(axis),)
+    vectors = arm.served(None if axis is None else int(axis))
     wire = placed(Wire(contract, arm, vectors, texts=texts_of(contract, train), seed=ctx.seed), ctx)
     if arm.auto_encoding is not None:
         lesson = Repeating(wire, arm.auto_encoding, ctx)

@@ -35,10 +35,11 @@ class Condition:
 
     Attributes:
         name: of the records' field `condition`.
-        vectors: M.
+        vectors: M, of the job's axis where there is one.
         bits: of a number on the wire.
         bytes: on the wire for an item.
         prefix: items -> prefixes.
+        cut: tokens of the cut text to compare with, where they are not M.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Condition:
     bits: int
     bytes: int
     prefix: Callable[[Sequence[QA]], Prefix]
+    cut: int | None = None
 
 
 def answer(params: AnswerParams, ctx: StageContext) -> None:
@@ -60,14 +62,23 @@ def answer(params: AnswerParams, ctx: StageContext) -> None:
     whole = rows_of(text, "text")
     cuts = {vectors: rows_of(text, f"tokens-{vectors}") for vectors in wire.vectors}
     items = [item for item in read_split(data.folder, "test", params.items) if item.id in whole]
-    every = [each for vectors in wire.vectors for each in conditions(wire, params, items, train, vectors)]
+    axis = ctx.job.axes.get("vectors")
+    every = [
+        each
+        for vectors in wire.vectors
+        for each in (
+            conditions(wire, params, items, train, vectors)
+            if axis in (None, vectors)
+            else [in_smaller(wire, vectors, int(axis))]
+        )
+    ]
     for done, condition in enumerate(every, 1):
         with wire.speaking():
             found = ask(
                 contract, items, batch_size=params.batch_size, ctx=ctx, condition=condition.name, writing=writing,
                 prefix_of=lambda some, condition=condition: laid_out(wire, condition, some),
             )  # fmt: skip
-        write(ctx, contract, condition, items, found, whole, cuts[condition.vectors])
+        write(ctx, contract, condition, items, found, whole, cuts[condition.cut or condition.vectors])
         ctx.progress(done, len(every))
         ctx.stop_if_asked()
 
@@ -104,6 +115,15 @@ def conditions(
     return found + [
         Condition(name=name, vectors=vectors, bits=32, bytes=size, prefix=prefix) for name, prefix, size in controls
     ]
+
+
+def in_smaller(wire: Wire, vectors: int, axis: int) -> Condition:
+    """The latents of an M below the axis's, without controls; the name tells them from what is judged."""
+    return Condition(
+        name=f"latent-m{vectors}", vectors=axis, bits=32, cut=vectors,
+        bytes=bytes_on_wire(wire.encoder.sent(vectors), wire.encoder.width, 32),
+        prefix=lambda some: wire.prefix(wire.latents(some, vectors)),
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -25,8 +25,8 @@ FIRST = frozenset({"n", "first_acc", "first_acc_low", "first_acc_high", "first_a
 FIRST |= {"first_acc_top5_high", "majority_acc", "majority_low", "majority_high"}
 """First tokens on the held-out items; null between looks."""
 ANY_STEP = NORMS | {"step", "epoch", "mode", "lr", "loss", "grad_norm", "scale", "vectors", "items", "micro_batches"}
-ANY_STEP |= {"skipped"}
-"""What a step of every training says."""
+ANY_STEP |= {"skipped", "drawn"}
+"""What a step of every training says: `vectors` is the M of its looks, the largest, and `drawn` that of the step."""
 STEP = ANY_STEP | TERMS | FIRST | {"keep", "gold", "answer_tokens"}
 REPEAT_STEP = ANY_STEP | {f"{part}_{REPEATED}" for part in ("loss", "weighted", "weight")} | {"text_tokens"}
 _ANY_OUTCOME = frozenset({"n", "max_grad_norm", "steps", "skipped"})

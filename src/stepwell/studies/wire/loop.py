@@ -199,10 +199,10 @@ class Loop:
         seen = self.lesson.look(moment)
         if progress.step % self.recipe.log_every == 0 or moment.last or not sound:
             self.ctx.write(
-                "step", step=progress.step, epoch=int(moment.epoch) + 1, mode=self.lesson.mode, lr=lr, vectors=vectors,
-                items=self.per_step, micro_batches=len(batches), skipped=not sound, scale=self.wire.scale,
-                grad_norm=norms.total, **_named(norms), **{**self.lesson.fields(items, moment), **logged.fields()},
-                **seen,
+                "step", step=progress.step, epoch=int(moment.epoch) + 1, mode=self.lesson.mode, lr=lr,
+                vectors=self.wire.vectors[-1], drawn=vectors, items=self.per_step, micro_batches=len(batches),
+                skipped=not sound, scale=self.wire.scale, grad_norm=norms.total, **_named(norms),
+                **{**self.lesson.fields(items, moment), **logged.fields()}, **seen,
             )  # fmt: skip
         self._give_up()
         self.lesson.after(moment)

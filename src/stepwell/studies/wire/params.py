@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -10,7 +11,9 @@ from pydantic import Field, model_validator
 from stepwell.adapt.params import LoraParams
 from stepwell.latents.encoder_specs import AdapterSpec, AnyEncoder, DeepPrefixSpec
 from stepwell.losses.specs import LossWeights, Ramp, TextToLatent
+from stepwell.plan.problems import Problem
 from stepwell.spec import Spec
+from stepwell.studies.qa.params import QADataParams
 
 Count = Annotated[int, Field(ge=0)]
 Some = Annotated[int, Field(ge=1)]
@@ -109,6 +112,8 @@ class Arm(Spec):
 
     Attributes:
         encoder: its `vectors` are replaced by the job's axis `vectors`, where there is one.
+        smaller: further M that the encoder serves beside that of the axis: each step draws one of them all. Those that
+            are not below the axis's are left out, so that an axis of several M can share one arm.
         adapter: from latents to a prefix of vectors; None where a deep prefix takes its place.
         deep: from latents to keys and values of every layer.
         reader: LoRA through which an `lm` encoder reads; None = the frozen model reads.
@@ -116,6 +121,7 @@ class Arm(Spec):
     """
 
     encoder: AnyEncoder
+    smaller: tuple[Some, ...] = ()
     adapter: AdapterSpec | None = AdapterSpec()
     deep: DeepPrefixSpec | None = None
     reader: LoraParams | None = None
@@ -128,6 +134,12 @@ class Arm(Spec):
         if self.reader is not None and self.encoder.kind != "lm":
             raise ValueError(f"`reader` is LoRA of an encoder `lm`, and this one is `{self.encoder.kind}`")
         return self
+
+    def served(self, vectors: int | None) -> tuple[int, ...]:
+        """The M that the encoder serves, ascending, where the axis `vectors` says one; None = there is no such axis."""
+        if vectors is None:
+            return self.encoder.vectors
+        return (*sorted({m for m in self.smaller if m < vectors}), vectors)
 
 
 class Sampling(Spec):
@@ -234,7 +246,31 @@ class StageBParams(TrainingParams):
             raise ValueError(f"some examples are read as text, and no loss is theirs: name `{OF_TEXT}` in the losses")
         if ramped := [name for name, weight in self.losses.terms.items() if isinstance(weight, Ramp)]:
             raise ValueError(f"`latent` is the ramp of this stage; give {ramped[0]} a number")
+        if not max(self._keeps()):
+            raise ValueError("no example would be read as latents: give `mixing` a `start` or an `end` above 0")
         return self
+
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """What is wrong with the stage, given the parameters of those that it needs: a warm-up that never ends."""
+        data = needed.get("data")
+        if not isinstance(data, QADataParams):
+            return []
+        text = self.warmup_problem(min(self.items or data.n_train, data.n_train))
+        return [] if text is None else [Problem(("mixing", "warmup_epochs"), text)]
+
+    def warmup_problem(self, items: int) -> str | None:
+        """Why a training on so many items never reads latents, so that no gate may judge what comes of it; or None."""
+        steps_per_epoch = items // (self.recipe.batch_size * self.recipe.accumulation)
+        if not steps_per_epoch:
+            return None  # Fewer items than a step takes: the loop says so.
+        steps, warmup = self.recipe.total_steps(steps_per_epoch), self.mixing.warmup_epochs
+        # The last step begins where so much is done, as `TextToLatent.keep` counts it.
+        if (steps - 1) / steps_per_epoch >= warmup:
+            return None
+        return (
+            f"no step would read latents: the warm-up by text takes {warmup:g} epochs, and {steps} steps are "
+            f"{steps / steps_per_epoch:g} epochs of {items} items; shorten it, take more steps, or fewer `items`"
+        )
 
     def _keeps(self) -> tuple[float, float]:
         return self.mixing.start, self.mixing.end

@@ -36,7 +36,11 @@ def stage_a(params: StageAParams, ctx: StageContext) -> None:
 
 def stage_b(params: StageBParams, ctx: StageContext) -> None:
     """Go on from the stage before, with LoRA on the language model and examples that are read as text among others."""
-    state, contract, train = ctx.restored(), loaded(ctx), items_of(ctx, params.items)
+    train = items_of(ctx, params.items)
+    # The plan's check knows this only where it knows how many items there are.
+    if (text := params.warmup_problem(len(train))) is not None:
+        raise StepwellError(text, "change `mixing.warmup_epochs`, `recipe` or `items`", stage=ctx.job.id)
+    state, contract = ctx.restored(), loaded(ctx)
     wire = _gone_on(contract, trained(ctx), train)
     if wire.lora is None:
         wire.speak(params.lora, seed=ctx.seed)
