@@ -43,7 +43,7 @@ class Raw:
     after_seconds: float = 0.0
 
 
-def completion(text: str | None, *, finish: str = "stop", tokens: int | None = 7) -> Raw:
+def completion(text: str | None, *, finish: str | None = "stop", tokens: int | None = 7) -> Raw:
     """A chat completion with this text."""
     body: dict[str, Any] = {
         "id": "x", "object": "chat.completion", "created": 0, "model": "m",

@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "localchat",
         "small",
         "decode",
+        "memory",
         "vllm_engine",
         "models",
         "checkpoints",

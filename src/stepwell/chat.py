@@ -33,10 +33,12 @@ class Answer:
     Attributes:
         text: the answer; None where none could be used.
         why: why there is none; "" where there is one.
+        cut: whether a limit cut off what was written last, or left no room for it; None where nobody says.
     """
 
     text: str | None
     why: str = ""
+    cut: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +47,11 @@ class Attempt:
 
     Attributes:
         text: as it came; "" where it wrote nothing.
-        cut: whether it ran into the limit of its length.
+        cut: whether it ran into the limit of its length; None where the model's server does not say.
     """
 
     text: str
-    cut: bool = False
+    cut: bool | None = False
 
 
 class Attempts:
@@ -113,9 +115,10 @@ def next_try(messages: Sequence[Message], attempts: Sequence[Attempt], why: str)
     ]
 
 
-def unusable(attempts: int, why: str) -> Answer:
+def unusable(attempts: int, last: Attempt, why: str) -> Answer:
     """No answer after so many attempts, the last of which had the fault `why`."""
-    return Answer(text=None, why=f"no usable answer in {attempts} {'try' if attempts == 1 else 'tries'}: {why}")
+    tries = "try" if attempts == 1 else "tries"
+    return Answer(text=None, why=f"no usable answer in {attempts} {tries}: {why}", cut=last.cut)
 
 
 def anything(text: str) -> str:

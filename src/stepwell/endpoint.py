@@ -148,8 +148,8 @@ class Client:
                 self.kept.write(request, attempts)
             why = fault(attempts[-1], check, self.endpoint.max_tokens)
             if not why:
-                return Answer(text=attempts[-1].text)
-        return unusable(len(attempts), why)
+                return Answer(text=attempts[-1].text, cut=attempts[-1].cut)
+        return unusable(len(attempts), attempts[-1], why)
 
     def _options(self) -> dict[str, Any]:
         one = self.endpoint
@@ -251,7 +251,8 @@ class Client:
             if content is None or isinstance(content, str):
                 used = getattr(found.usage, "total_tokens", None)
                 self.tokens = self.tokens + used if self.tokens is not None and isinstance(used, int) else None
-                return Attempt(text=self._clean(content or "", whole=True), cut=choice.finish_reason == "length")
+                cut = None if choice.finish_reason is None else choice.finish_reason == "length"
+                return Attempt(text=self._clean(content or "", whole=True), cut=cut)
         return None
 
     def _refused(self, error: Any) -> StepwellError:

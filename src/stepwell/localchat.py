@@ -61,6 +61,7 @@ class LocalChat:
             StepwellError: the model cannot be loaded, or has no tokenizer.
         """
         answers: dict[int, Answer] = {}
+        last: dict[int, Attempt] = {}
         whys = dict.fromkeys(range(len(conversations)), "")
         for number in range(self.local.retries + 1):
             waiting = [place for place in whys if place not in answers]
@@ -70,10 +71,12 @@ class LocalChat:
                 if isinstance(attempt, Answer):
                     answers[place] = attempt
                     continue
+                last[place] = attempt
                 whys[place] = fault(attempt, checks[place], self.local.max_tokens)
                 if not whys[place]:
-                    answers[place] = Answer(text=attempt.text)
-        return [answers.get(place) or unusable(self.local.retries + 1, why) for place, why in whys.items()]
+                    answers[place] = Answer(text=attempt.text, cut=attempt.cut)
+        tries = self.local.retries + 1
+        return [answers.get(place) or unusable(tries, last[place], why) for place, why in whys.items()]
 
     def _tried(
         self, waiting: list[int], conversations: Sequence[Sequence[Message]], whys: dict[int, str], number: int
@@ -87,7 +90,7 @@ class LocalChat:
             prompt = self._prompt(next_try(conversations[place], before[place], whys[place]))
             if self._room(prompt) < 1:
                 why = f"the prompt of {len(prompt)} tokens leaves no room: the model knows {self._most()} positions"
-                tried[place] = Answer(text=None, why=why)
+                tried[place] = Answer(text=None, why=why, cut=True)
             else:
                 asked[place] = prompt
         places = list(asked)

@@ -85,14 +85,19 @@ def test_a_stop_text_is_cut_off(backbone: Any):
     assert (one.text, one.stop, one.tokens) == (whole.text[:place], "text", whole.tokens)
 
 
-def test_too_little_memory_halves_the_batch(backbone: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8")],
+    ids=["cuda", "cpu"],
+)
+def test_too_little_memory_halves_the_batch(error: RuntimeError, backbone: Any, monkeypatch: pytest.MonkeyPatch):
     decoding, sizes = Decoding(max_tokens=4), []
     wanted = OwnWriter(backbone=backbone, form=FORM).write(PROMPTS, SEEDS, decoding)
 
     def small(backbone: Any, prompts: Any, **options: Any) -> Any:
         sizes.append(len(prompts))
         if len(prompts) > most:
-            raise torch.OutOfMemoryError
+            raise error
         return greedy_prompts(backbone, prompts, **options)
 
     monkeypatch.setattr("stepwell.decode.greedy_prompts", small)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from grading_models import benchmark
 
-from fake_endpoint import own_environment, serving
+from fake_endpoint import completion, own_environment, serving
 from stepwell.chat import Answer
 from stepwell.errors import StepwellError
 from stepwell.grading.asking import ask_benchmark, asker, read_answers
@@ -139,9 +139,23 @@ def test_pairs_need_their_own_ids():
 def test_reference_answers_from_an_endpoint(tmp_path: Path):
     asked = benchmark(2)
     with serving(lambda r: "<think>1</think>It is 1." if "has 1 of" in r["messages"][0]["content"] else "") as server:
-        answers, missing = ask_benchmark(asked, asker(server.endpoint(retries=0), tmp_path))
-    assert answers == {"p000": "", "p001": "It is 1."}
-    assert list(missing) == ["p000"] and "it is empty" in missing["p000"]
+        found = ask_benchmark(asked, asker(server.endpoint(retries=0), tmp_path))
+    assert found.texts == {"p000": "", "p001": "It is 1."} and found.stops == {"p000": "end", "p001": "end"}
+    assert list(found.why) == ["p000"] and "it is empty" in found.why["p000"]
+
+
+def test_how_an_answer_ended_is_known_where_the_endpoint_says_it(tmp_path: Path):
+    """Cut off, cut off before its first word, and no word about it; from the cache it is the same."""
+    said = (completion("1 2 3", finish="length"), completion(None, finish="length"), completion("1", finish=None))
+    with serving(*said) as server:
+        ask = asker(server.endpoint(retries=0), tmp_path)
+        for _ in range(2):
+            found = ask_benchmark(benchmark(3), ask)
+            assert found.stops == {"p000": "length", "p001": "length"} and list(found.why) == ["p001"]
+            assert found.ends is not None and found.ends.counts == {"length": 2}
+            assert found.ends.red_flag.startswith("2 of 2 answers (100%) were cut off by a limit: raise max_tokens")
+            assert (found.ends.empty, found.ends.looping, found.ends.longest) == (1, None, None)
+        assert len(server.asked) == 3
 
 
 def test_recorded_answers(tmp_path: Path):
@@ -151,11 +165,19 @@ def test_recorded_answers(tmp_path: Path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     write({"id": "p001", "answer": "1"}, {"id": "x", "answer": "of another"}, {"id": "p000", "answer": ""})
-    assert read_answers(path, benchmark(2)) == {"p000": "", "p001": "1"}
+    found = read_answers(path, benchmark(2))
+    assert (found.texts, found.stops, found.why) == ({"p000": "", "p001": "1"}, {}, {}) and found.ends is None
+    write(
+        {"id": "p001", "answer": "1", "cut": True},
+        {"id": "p000", "answer": ""},
+        {"id": "x", "answer": "", "cut": 1 > 2},
+    )
+    assert read_answers(path, benchmark(2)).stops == {"p001": "length"}
     for rows, cause in (
         ([{"id": "p000", "answer": "0"}], "1 of 2 items of gsm8k are not answered, 'p001' for one"),
         ([{"id": "p000", "answer": "0"}] * 2, "entry 2: 'p000' was answered before"),
         ([{"id": "p000", "text": "0"}], "entry 1 has no id or no answer"),
+        ([{"id": "p000", "answer": "0", "cut": "length"}], "entry 1: `cut` is neither true nor false"),
     ):
         write(*rows)
         with pytest.raises(StepwellError) as caught:

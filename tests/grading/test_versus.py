@@ -12,7 +12,7 @@ from grading_models import TEMPLATE, benchmark, result
 from stepwell.errors import StepwellError
 from stepwell.grading.benchmarks import code, grade, open_ended
 from stepwell.grading.passk import pass_at_k, passed
-from stepwell.grading.protocol import Decoding
+from stepwell.grading.protocol import PARTS, Decoding
 from stepwell.grading.records import Result
 from stepwell.grading.versus import BANDS, Match, Versus, against_before, banded, same_as_before, versus
 from stepwell.sandbox.programs import Outcome, Program
@@ -40,7 +40,11 @@ def test_truth_decides():
 
 def test_a_reference_has_its_own_template_but_not_its_own_items():
     ours, theirs = result([True, False]), result([True, True])
-    versus(ours, replace(theirs, protocol=replace(theirs.protocol, template="of another model")))
+    other = replace(theirs, protocol=replace(theirs.protocol, template="of another model"))
+    versus(ours, other)
+    versus(ours, theirs, parts=PARTS)
+    with pytest.raises(StepwellError, match=r"different protocols .template: "):
+        versus(ours, other, parts=PARTS)
     with pytest.raises(StepwellError, match=r"different protocols .items: "):
         versus(ours, result([True, True, True]))
     with pytest.raises(StepwellError, match=r"different protocols .scorer: final-number/1 and exact"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,22 @@ def test_what_gets_out_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         check.negative_control()
     assert run(["sandbox", "check"]) == 1
     assert "1 probes, 1 got out: execute nothing here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_process_that_is_dying_is_not_left_behind(stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(check, "DYING_SECONDS", 0.5 if stays else 60)
+    link = tmp_path / "probe-dying"
+    link.symlink_to(shutil.which("sleep") or "/bin/sleep")
+    one = subprocess.Popen([str(link), "60"])
+    dies = threading.Timer(0.2, lambda: (one.kill(), one.wait()))
+    try:
+        if not stays:
+            dies.start()
+        assert check._left("probe-dying") == (one.pid if stays else None)
+    finally:
+        one.kill()
+        one.wait()
 
 
 def test_without_bubblewrap_nothing_is_executed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

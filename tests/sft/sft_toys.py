@@ -103,13 +103,20 @@ def prepared(
     return Run(lora, model, stream, training, recorder)
 
 
-def out_of_memory_above(rows: int, monkeypatch: Any) -> None:
-    """A batch of more rows does not fit into memory."""
+NO_MEMORY = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+}
+"""How torch says on a device that its memory ran out."""
+
+
+def out_of_memory_above(rows: int, monkeypatch: Any, device: str = "cuda") -> None:
+    """A batch of more rows does not fit into the memory of a device."""
     whole = module.states
 
     def small(backbone: Any, ids: Any, positions: Any) -> Any:
         if len(ids) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise NO_MEMORY[device]()
         return whole(backbone, ids, positions)
 
     monkeypatch.setattr(module, "states", small)

@@ -10,7 +10,7 @@ from threading import Barrier
 import pytest
 import torch
 from meta_toys import ANIL, MAML, Float64, Run, conversations_in, equal, prepared, weights
-from sft_toys import context, out_of_memory_above
+from sft_toys import NO_MEMORY, context, out_of_memory_above
 from torch import Tensor
 
 from stepwell.errors import Interrupted, StageFailed, StepwellError
@@ -137,14 +137,15 @@ def test_the_head_is_the_last_layers_that_the_adapter_is_on():
         prepared(Anil(head_layers=2))
 
 
-def test_a_failure_in_the_middle_leaves_the_first_weights(monkeypatch):
+@pytest.mark.parametrize("device", NO_MEMORY)
+def test_a_failure_in_the_middle_leaves_the_first_weights(device: str, monkeypatch):
     run = prepared()
     begin, whole, calls = weights(run.lora), module.states, []
 
     def full(*args):
         calls.append(1)
         if len(calls) > MAML.inner_steps:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise NO_MEMORY[device]()
         return whole(*args)
 
     monkeypatch.setattr(module, "states", full)
@@ -153,9 +154,10 @@ def test_a_failure_in_the_middle_leaves_the_first_weights(monkeypatch):
     assert equal(weights(run.lora), begin) and len(calls) > MAML.inner_steps
 
 
-def test_out_of_memory_halves_support_and_query_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("device", NO_MEMORY)
+def test_out_of_memory_halves_support_and_query_with_the_same_result(device: str, monkeypatch):
     before = prepared().go()
-    out_of_memory_above(1, monkeypatch)
+    out_of_memory_above(1, monkeypatch, device)
     after = prepared().go()
     # Of two rows of support, and then of three of the query.
     told = [event for event in after.recorder.events if event["event"] == "oom"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from byte_chat import ByteChat
-from sft_toys import LIMIT, Run, context, out_of_memory_above, prepared, sums
+from sft_toys import LIMIT, NO_MEMORY, Run, context, out_of_memory_above, prepared, sums
 from torch.nn import functional as F
 
 from stepwell.adapt.frozen import weights_sha256
@@ -20,6 +20,7 @@ from stepwell.adapt.params import LoraParams
 from stepwell.backbone import HFBackbone
 from stepwell.decode import greedy_prompts
 from stepwell.errors import Interrupted, StageFailed, StepwellError
+from stepwell.memory import is_out_of_memory
 from stepwell.sft.model import SftModel
 from stepwell.sft.packing import Corpus, first_fit_decreasing, prove_packing
 from stepwell.sft.render import ChatFormat
@@ -84,10 +85,11 @@ def test_accumulation_is_one_large_batch():
     assert len(few.losses) == 6
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_result(monkeypatch):
+@pytest.mark.parametrize("device", NO_MEMORY)
+def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_result(device: str, monkeypatch):
     before = prepared(batch_size=4, accumulation=1).go()
     assert not [event for event in before.recorder.events if event["event"] == "oom"]
-    out_of_memory_above(1, monkeypatch)
+    out_of_memory_above(1, monkeypatch, device)
     after = prepared(batch_size=4, accumulation=1).go()
     told = [event for event in after.recorder.events if event["event"] == "oom"]
     assert told == [
@@ -97,10 +99,24 @@ def test_out_of_memory_halves_the_batch_and_goes_on_with_the_same_result(monkeyp
     assert after.losses == pytest.approx(before.losses, rel=1e-4)
 
 
-def test_out_of_memory_on_one_row_says_what_to_do(monkeypatch):
-    out_of_memory_above(0, monkeypatch)
+@pytest.mark.parametrize("device", NO_MEMORY)
+def test_out_of_memory_on_one_row_says_what_to_do(device: str, monkeypatch):
+    out_of_memory_above(0, monkeypatch, device)
     with pytest.raises(StageFailed, match=r"memory ran out on a single row of \d+ tokens\n.*lower `max_tokens`"):
         prepared().go()
+
+
+def test_another_error_is_not_taken_for_memory(monkeypatch):
+    monkeypatch.setitem(NO_MEMORY, "cpu", lambda: RuntimeError("shapes do not match"))
+    out_of_memory_above(0, monkeypatch, "cpu")
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        prepared().go()
+
+
+def test_what_torch_says_when_this_machine_has_no_memory():
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(error.value) and not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_an_interrupted_training_goes_on_as_if_it_had_not_been(monkeypatch):

@@ -10,8 +10,10 @@
 | a benchmark that the data has not              | an_unknown_benchmark                        |
 | recorded answers: malformed, missing, twice    | bad_recorded_answers                        |
 | a model without chat template, or of no model  | a_model_that_cannot_be_asked                |
+| a folder that is asked for a revision          | a_folder_has_no_revisions                   |
 | a quantised base                               | a_quantised_base                            |
 | a training set that fills no step, or no row   | a_training_set_that_fits_no_step            |
+| a linter that looked at another length         | a_linter_of_another_length                  |
 | no room on the disk while merging              | a_full_disk_while_merging                   |
 """
 
@@ -235,6 +237,11 @@ def test_a_model_that_cannot_be_asked(
     assert "stage model: " in error and message in error and way_out in out(error)
 
 
+def test_a_folder_has_no_revisions(here: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    error = refused(capsys, command(tiny_tune(model, "model.revision=v1", stages=("model",))), 4)
+    assert "stage model: " in error and "a folder has no revisions" in error and "leave `revision` out" in out(error)
+
+
 def test_a_quantised_base(here: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
     """Found before anything is trained, by the check of the stage, and again by whoever would train or merge."""
     folder = Path(shutil.copytree(model, here / "quantised"))
@@ -257,7 +264,11 @@ def test_a_quantised_base(here: Path, capsys: pytest.CaptureFixture[str], model:
     ("overrides", "message", "way_out"),
     [
         (("train.accumulation=64",), "conversations fill 1 rows, and a step has 64 micro-batches", "lower `accumulat"),
-        (("train.max_tokens=4",), "none of 2 conversations is left to train on", "raise `max_tokens`"),
+        (
+            ("train.max_tokens=4", "lint.max_tokens=4"),
+            "none of 2 conversations is left to train on",
+            "raise `max_tokens`",
+        ),
     ],
     ids=["no step", "no row"],
 )
@@ -267,6 +278,12 @@ def test_a_training_set_that_fits_no_step(
     plan = tiny_tune(model, "data.n_train=2", "data.n_held=1", *overrides, stages=TALKS)
     error = refused(capsys, command(plan), 4)
     assert "stage train.0: " in error and message in error and way_out in out(error)
+
+
+def test_a_linter_of_another_length(here: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    error = refused(capsys, command(tiny_tune(model, "lint.max_tokens=300", stages=TALKS)), 4)
+    assert "stage train.0: lint looked at examples of up to 300 tokens, and up to 400 are trained on" in error
+    assert "set `lint.max_tokens` and `train.max_tokens` to one number" in out(error)
 
 
 def test_a_full_disk_while_merging(

@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 from tiny import records
+from tiny_wire import wire_model
 from tune_answers import data_stage, plan_of, recorded, stage, write_lines
 
 from sandbox_means import need_sandbox
+from stepwell.errors import StageFailed
 from stepwell.grading.records import read_result
+from stepwell.plan import Plan
 from stepwell.runner import run
-from stepwell.sandbox import Limits, execute
+from stepwell.sandbox import Limits, check, execute
+from stepwell.sandbox.check import PROBES, Probe
 
 SECONDS = 3.0
 BODIES = {"twice": "return 2 * x", "square": "return x * x", "minus": "return -x"}
@@ -79,3 +83,67 @@ def test_what_a_limit_ended_is_undecided(graded: Path) -> None:
     }  # fmt: skip
     bands = {row["outcome"]: row for row in records(graded, "versus", "band")}
     assert bands.keys() == {"win", "tie"} and bands["win"]["n"] == 3, "shares are of all items"
+
+
+CLEAN = {
+    "sandbox-holds": (True, "20 probes, none got out"),
+    "references-pass": (True, "3 of 3 reference solutions pass"),
+}
+
+
+def checks(folder: Path, job: str) -> dict[str, tuple[bool, str]]:
+    return {row["name"]: (row["passed"], row["detail"]) for row in records(folder, job, "check")}
+
+
+def test_both_controls_run_before_code_is_executed(graded: Path) -> None:
+    assert {name: told for name, told in checks(graded, "ours").items() if name in CLEAN} == CLEAN
+    kinds = [row["kind"] for row in records(graded, "ours")]
+    assert kinds[:2] == ["check", "check"] and "item" in kinds[2:]
+
+
+def of_recorded(here: Path, *, broken: tuple[str, ...] = ()) -> Plan:
+    """Recorded right answers to the three problems, of which some have a broken reference solution."""
+    problems = [problem(name, "return None" if name in broken else body) for name, body in BODIES.items()]
+    file = write_lines(here / "problems.jsonl", problems)
+    right = {f"Made/{name}": f"    {body}\n" for name, body in BODIES.items()}
+    return plan_of(
+        data_stage(here, {"code": {"kind": "humaneval", "file": str(file)}}),
+        stage("ours", "reference", ["data"], source=recorded(here / "ours.jsonl", right, "we")),
+    )
+
+
+def test_a_broken_reference_solution_is_named(tmp_path: Path) -> None:
+    need_sandbox()
+    run(of_recorded(tmp_path, broken=("square",)), tmp_path / "run")
+    passed, detail = checks(tmp_path / "run", "ours")["references-pass"]
+    assert not passed and detail.startswith("2 of 3 reference solutions pass; not Made/square (failed: AssertionError")
+    assert {row["status"] for row in records(tmp_path / "run", "ours", "item")} == {"right"}
+
+
+def test_a_sandbox_that_leaks_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a probe whose program says that it reached something."""
+    need_sandbox()
+    monkeypatch.setattr(Probe, "code", lambda self: "def escape(arena):\n    return 'the moon'\n")
+    monkeypatch.setattr(check.check, "__defaults__", (PROBES[:1],))
+    executed: list[Any] = []
+    monkeypatch.setattr("stepwell.sandbox.execute", executed.append)
+    with pytest.raises(StageFailed, match="ours: the sandbox does not hold: network: AssertionError: the moon"):
+        run(of_recorded(tmp_path), tmp_path / "run")
+    assert executed == [] and not (tmp_path / "run/jobs/ours.json").exists()
+    assert checks(tmp_path / "run", "ours").keys() == {"sandbox-holds"}
+    assert not checks(tmp_path / "run", "ours")["sandbox-holds"][0]
+
+
+def test_a_model_that_is_graded_on_code_is_controlled_first(tmp_path: Path) -> None:
+    need_sandbox()
+    file = write_lines(tmp_path / "problems.jsonl", [problem(name, body) for name, body in BODIES.items()])
+    source = {"code": {"kind": "humaneval", "file": str(file)}}
+    run(
+        plan_of(
+            data_stage(tmp_path, source), stage("model", "model", name=str(wire_model(tmp_path / "tiny"))),
+            stage("before", "grade", ["data", "model"], decoding={"max_tokens": 2}),
+        ),
+        tmp_path / "run",
+    )  # fmt: skip
+    assert checks(tmp_path / "run", "before") == CLEAN
+    assert len(records(tmp_path / "run", "before", "item")) == 3

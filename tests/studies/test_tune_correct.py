@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tiny import records
 from tiny_wire import wire_model
-from tune_answers import asked_at, plan_of, recorded, stage
+from tune_answers import asked_at, plan_of, recorded, stage, write_lines
 
 from fake_endpoint import completion, error, own_environment, serving
 from stepwell.errors import StageFailed
@@ -164,6 +164,38 @@ def test_an_endpoint_is_shown_it_too_or_asked_anew(made: tuple[Path, list[Any], 
         assert critique == {"role": "user", "content": CRITIQUE}
     (missing,) = [row for row in records(folder, "endpoint", "correction") if row["status"] == "unanswered"]
     assert not missing["right"] and "it is empty" in missing["why"]
+
+
+def test_how_a_teachers_answers_end_is_recorded(made: tuple[Path, list[Any], list[str]], tmp_path: Path) -> None:
+    """Planted: a teacher that runs into its limit each time, right or not; one that does not; a file that may say."""
+    told = dict.fromkeys((item.id for item in SOLVED.values()), "#### 1")
+    silent, says = (recorded(tmp_path / f"{name}.jsonl", told, "a teacher") for name in ("silent", "says"))
+    rows = [json.loads(line) for line in (tmp_path / "says.jsonl").read_text().splitlines()]
+    write_lines(tmp_path / "says.jsonl", [row | ({"cut": True} if i % 2 else {}) for i, row in enumerate(rows)])
+    with serving(completion("Slowly now. #### 1", finish="length")) as server:
+        run(
+            plan_of(
+                stage("data", "data", **PARAMS.model_dump(mode="json")),
+                stage("model", "model", name=str(made[0].parent / "tiny")),
+                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}),
+                stage("cut", "correct", ["data", "mine"], by=asked_at(server.port, retries=0)),
+                stage("silent", "correct", ["data", "mine"], by=silent),
+                stage("says", "correct", ["data", "mine"], by=says),
+            ),
+            tmp_path / "run",
+        )
+    (check,) = records(tmp_path / "run", "cut", "check")
+    assert check["name"] == "answers-whole" and not check["passed"]
+    assert check["detail"].startswith("10 of 10 answers (100%) were cut off by a limit: raise max_tokens")
+    assert {row["stop"] for row in records(tmp_path / "run", "cut", "correction")} == {"length"}
+    (clean,) = records(made[0], "anew", "check")
+    assert clean["passed"] and clean["detail"] == "few were cut off"
+    assert {row["stop"] for row in records(made[0], "anew", "correction")} == {"end"}
+    assert records(tmp_path / "run", "silent", "check") == [], "nobody says how those ended"
+    (part,) = records(tmp_path / "run", "says", "check")
+    ends = [row["stop"] for row in records(tmp_path / "run", "says", "correction")]
+    assert 0 < ends.count("length") < 10 == ends.count("length") + ends.count("")
+    assert not part["passed"] and part["detail"].endswith(f"; how {ends.count('')} others ended is not known")
 
 
 def test_what_was_corrected_is_trained_on_with_replay(made: tuple[Path, list[Any], list[str]]) -> None:

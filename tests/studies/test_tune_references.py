@@ -15,7 +15,7 @@ from tiny import records, write_plan
 from tiny_wire import wire_model
 from tune_answers import asked_at, data_stage, maths_file, open_file, plan_of, recorded, stage
 
-from fake_endpoint import own_environment, serving
+from fake_endpoint import completion, own_environment, serving
 from stepwell.grading.records import read_result
 from stepwell.plan import load_plan
 from stepwell.runner import run
@@ -27,7 +27,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "src"
 
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One benchmark answered from a file, by an endpoint that does not answer one item, and by a model here."""
+    """One benchmark answered from a file, by endpoints that are silent once or cut off, and by a model here."""
     here = tmp_path_factory.mktemp("references")
 
     def reply(request: Any) -> str:
@@ -37,13 +37,14 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     wrote = recorded(here / "old.jsonl", {"m2": "2 nuts", "m0": "7", "x": "of another set", "m1": "1"}, "old model")
     model = {"kind": "model", "model": str(wire_model(here / "tiny")), "max_tokens": 4, "retries": 0}
-    with serving(reply) as server:
+    with serving(reply) as server, serving(completion("It is", finish="length")) as short:
         plan = plan_of(
             data_stage(here, {"maths": {"kind": "gsm8k", "file": str(maths_file(here / "m.jsonl", 3))}},
                        ask="\nEnd with ####."),
             stage("file", "reference", ["data"], source=wrote),
             stage("endpoint", "reference", ["data"], source=asked_at(server.port, retries=0)),
             stage("model", "reference", ["data"], source=model),
+            stage("cut", "reference", ["data"], source=asked_at(short.port, retries=0)),
         )  # fmt: skip
         run(plan, here / "run")
         assert len(server.asked) == 3
@@ -69,6 +70,17 @@ def test_an_endpoint_that_does_not_answer_is_not_wrong(references: Path) -> None
     assert "1 of 3 answers could not be marked (unanswered 1)" in told["warning"]
     (check,) = records(references, "endpoint", "check")
     assert not check["passed"] and "1 of 3 items have no answer: no usable answer in 1 try" in check["detail"]
+
+
+def test_how_the_answers_of_a_reference_end_is_recorded(references: Path) -> None:
+    told = {name: records(references, name, "result")[0] for name in ("file", "endpoint", "model", "cut")}
+    ends = {name: {row["stop"] for row in records(references, name, "item")} for name in told}
+    assert (told["file"]["cut"], told["file"]["stops_warning"], ends["file"]) == (None, None, {""})
+    assert (told["endpoint"]["cut"], told["endpoint"]["stops_warning"], ends["endpoint"]) == (0, "", {"end"})
+    assert (told["cut"]["cut"], told["cut"]["looping"], ends["cut"]) == (1, None, {"length"})
+    assert told["cut"]["stops_warning"].startswith("3 of 3 answers (100%) were cut off by a limit")
+    # Four tokens are no whole answer of a model of random weights.
+    assert told["model"]["cut"] == 1 and ends["model"] == {"length"}
 
 
 def test_a_model_here_answers_under_the_same_items_and_scorer(references: Path) -> None:

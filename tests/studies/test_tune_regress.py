@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from stepwell.errors import StepwellError
+from stepwell.gate import decide
 from stepwell.grading.benchmarks import grade, gsm8k
 from stepwell.grading.protocol import Decoding
 from stepwell.grading.records import write_result
+from stepwell.plan import load_plan
 from stepwell.stage import Input, Memory, StageContext
 from stepwell.studies.tune.params import RegressParams
 from stepwell.studies.tune.versus import regress
@@ -36,7 +38,7 @@ def graded(folder: Path, right: str, *, name: str = "maths", **decoding: Any) ->
 
 def regressed(here: Path, before: Input, after: Input, **params: Any) -> Memory:
     """What the stage writes."""
-    memory, job = Memory(), SimpleNamespace(id="regress", kind="tune.regress", params={})
+    memory, job = Memory(axes={"seed": 0}), SimpleNamespace(id="regress", kind="tune.regress", params={})
     inputs = {"before": (before,), "after": (after,)}
     ctx = StageContext(job=job, folder=here, inputs=inputs, threads=1, seed=0, recorder=memory)  # pyright: ignore[reportArgumentType]
     regress(RegressParams(before="before", after="after", **params), ctx)
@@ -84,7 +86,50 @@ def test_one_benchmark_in_doubt_rolls_all_back(tmp_path: Path) -> None:
     assert {row["benchmark"]: row["verdict"] for row in by_kind(memory, "regression")} == {
         "maths": "pass", "small": "inconclusive",
     }  # fmt: skip
-    assert by_kind(memory, "kept") == [{"kind": "kept", "model": "before", "rolled_back": True}]
+    (kept,) = by_kind(memory, "kept")
+    assert (kept["model"], kept["rolled_back"], kept["verdict"], kept["passed"]) == (
+        "before", True, "inconclusive", False,
+    )  # fmt: skip
+
+
+def marks(lost: int, gained: int, n: int) -> tuple[str, str]:
+    """Three quarters of n right before; so many of them lost after, and so many newly right."""
+    right = 3 * n // 4
+    before = "+" * right + "-" * (n - right)
+    return before, "-" * lost + "+" * (right - lost + gained) + "-" * (n - right - gained)
+
+
+@pytest.mark.parametrize(
+    ("benchmarks", "verdict", "decision", "pooled"),
+    [
+        ({"maths": (3, 0, 400)}, "pass", "go", "go"),
+        # The loss is below the margin, and no accident: the test rolls back where the interval alone would go on.
+        ({"maths": (40, 10, 1000)}, "roll back", "no-go", "go"),
+        # One bad benchmark among many items of a good one.
+        ({"maths": (3, 3, 800), "small": (12, 0, 40)}, "roll back", "no-go", "go"),
+        # One in doubt: it is not shown to be worse, so the gate says that too.
+        ({"maths": (3, 3, 800), "small": (2, 1, 40)}, "inconclusive", "inconclusive", "go"),
+        ({"maths": (2, 2, 40)}, "inconclusive", "inconclusive", "inconclusive"),
+    ],
+    ids=["clean", "mcnemar", "one bad", "one in doubt", "too few"],
+)  # fmt: skip
+def test_the_gate_of_the_plan_is_of_the_stages_mind(
+    tmp_path: Path, benchmarks: dict[str, tuple[int, int, int]], verdict: str, decision: str, pooled: str
+) -> None:
+    sides: dict[str, Input] = {}
+    for name, counts in benchmarks.items():
+        for side, right in zip(("first", "second"), marks(*counts), strict=True):
+            sides[side] = graded(tmp_path / side, right, name=name)
+    memory = regressed(tmp_path, sides["first"], sides["second"])
+    (kept,) = by_kind(memory, "kept")
+    assert (kept["verdict"], kept["rolled_back"]) == (verdict, decision != "go")
+    assert all(row["passed"] == (row["verdict"] == "pass") for row in by_kind(memory, "regression"))
+    (gate,) = [one for one in load_plan("tune", rung="demo").gates if one.name == "kept"]
+    found = decide(gate, {"regress": memory.records})
+    assert found.decision == decision and found.criteria[0].decision == pooled
+    assert found.route == ("next" if decision == "go" else "stop")
+    if pooled == "inconclusive":
+        assert "in all would decide" in found.reason and found.criteria[0].n_to_decide is not None
 
 
 def test_results_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import records
@@ -18,10 +19,15 @@ from stepwell.grading.records import read_result
 from stepwell.merging.adapter import Adapter
 from stepwell.merging.base import BaseIdentity
 from stepwell.merging.checking import check_merged
+from stepwell.models import MANIFEST
 from stepwell.runner import run
 from stepwell.sft.conversations import read_conversations
 from stepwell.sft.overlap import Overlap
+from stepwell.stage import StageContext
 from stepwell.studies import KINDS
+from stepwell.studies.tune import lint, mining
+from stepwell.studies.tune.base import Base
+from stepwell.studies.tune.params import TuneModelParams
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,7 @@ def test_the_adapter_names_its_base_by_hash_and_the_merge_knows_it(done: Path, m
     adapter = Adapter.read(done / "artifacts/train.0/adapter")
     assert adapter.lineage.identity is not None and adapter.lineage.identity.sha256 == identity
     assert base["sha256"] == merged["base_sha256"] == identity
+    assert (adapter.lineage.base, adapter.lineage.revision) == (str(model), None)
     assert merged["verified"] and merged["advice"] == "good"
     assert merged["max_logit_difference"] <= 1e-3 * max(1, merged["largest_logit"])
     check_merged(done / "artifacts/merge.0/merged")
@@ -154,6 +161,76 @@ def test_a_conversation_with_a_graded_question_in_it_is_left_out(model: Path, tm
     assert question not in (tmp_path / "run/artifacts/data/train.jsonl").read_text(encoding="utf-8")
 
 
+def test_an_adapter_of_a_hub_model_names_it_and_its_commit(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, asked = "c0ffee" * 6 + "cafe", []
+    snapshot = Path(shutil.copytree(model, tmp_path / "hub/models--some--model/snapshots" / commit))
+
+    def from_hub(repository: str, *, revision: str | None = None) -> Path:
+        asked.append((repository, revision))
+        return snapshot
+
+    monkeypatch.setattr("stepwell.models._snapshot", from_hub)
+    plan = tiny_tune(model, "model.name=some/model", "model.revision=v1", stages=("data", "model", "lint", "train"))
+    run(plan, tmp_path / "run")
+    folder = tmp_path / "run/artifacts/train.0/adapter"
+    lineage = Adapter.read(folder).lineage
+    assert (lineage.base, lineage.revision) == ("some/model", commit)
+    assert lineage.identity is not None and lineage.identity.sha256 == BaseIdentity.of(model).sha256
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("some/model", commit)
+    assert set(asked) == {("some/model", "v1")}
+
+
+def test_what_was_pulled_from_the_hub_is_named_by_its_hub_id(tmp_path: Path) -> None:
+    pulled = Base(name="short", folder=tmp_path, params=TuneModelParams(name="short"))
+    for told, origin in (
+        ({"source": "hub", "repository": "some/model", "revision": "abc"}, ("some/model", "abc")),
+        ({"source": "package", "package": "some==1"}, (str(tmp_path), None)),
+    ):
+        (tmp_path / MANIFEST).write_text(json.dumps(told), encoding="utf-8")
+        assert pulled.origin() == origin
+
+
+@pytest.mark.parametrize("of", ["model", "merge"])
+def test_a_base_that_is_not_the_recorded_one_is_not_trained_on(
+    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = wire_model(tmp_path / "own")
+    # What stands between the record and the training changes the weights.
+    module, name = (lint, "check") if of == "model" else (mining, "mine_failures")
+    stage = getattr(module, name)
+
+    def plant(params: Any, ctx: StageContext) -> None:
+        stage(params, ctx)
+        _changed(own if of == "model" else tmp_path / "run/artifacts/merge.0/merged")
+
+    monkeypatch.setattr(module, name, plant)
+    stages = ("data", "model", "lint", "train") + (("merge", "mine", "train-b") if of == "merge" else ())
+    with pytest.raises(StageFailed, match=rf"wrong base: .* and {of}\S* recorded .*\n  Way out: put the"):
+        run(tiny_tune(own, "mine.items=2", stages=stages), tmp_path / "run")
+    job = "train.0" if of == "model" else "train-b.0"
+    file = tmp_path / f"run/records/{job}.jsonl"
+    assert not file.exists() or not records(tmp_path / "run", job), "nothing was trained"
+
+
+def test_a_template_that_is_not_the_recorded_one_is_not_trained_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, check = wire_model(tmp_path / "own"), lint.check
+
+    def plant(params: Any, ctx: StageContext) -> None:
+        check(params, ctx)
+        template = own / "chat_template.jinja"
+        template.write_text("{# new #}" + template.read_text(encoding="utf-8"), encoding="utf-8")
+
+    monkeypatch.setattr(lint, "check", plant)
+    with pytest.raises(StageFailed, match=r"the chat template is .* and model recorded "):
+        run(tiny_tune(own, stages=("data", "model", "lint", "train")), tmp_path / "run")
+    assert not list((tmp_path / "run").glob("artifacts/train.0/*"))
+
+
 @pytest.mark.parametrize("plant", ["another-base", "no-effect"])
 def test_a_merge_that_would_lie_is_refused(
     plant: str, done: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -169,7 +246,7 @@ def test_a_merge_that_would_lie_is_refused(
         monkeypatch.setattr(
             training.LoRA,
             "save_peft",
-            lambda self, folder, *, base, identity: save(self, folder, base=base, identity=BaseIdentity.of(other)),
+            lambda self, folder, **told: save(self, folder, **{**told, "identity": BaseIdentity.of(other)}),
         )
         overrides: tuple[str, ...] = ()
     else:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tiny import records
+from tiny_wire import wire_model
 from tune_answers import asked_at, data_stage, maths_file, open_file, plan_of, recorded, shown, stage
 
 from fake_endpoint import own_environment, serving
@@ -122,6 +123,33 @@ def test_a_judge_is_not_paid_for_what_cannot_be_compared(tmp_path: Path) -> None
         with pytest.raises(StageFailed, match="the two results are of different protocols \\(items: "):
             run(plan, tmp_path / "run")
         assert server.asked == []
+
+
+# ---- two checkpoints of ours, and a reference
+
+
+def test_checkpoints_of_ours_are_compared_under_one_protocol_only(tmp_path: Path) -> None:
+    """The same model, allowed to write more: what it gains by that is no gain of a training."""
+    theirs = recorded(tmp_path / "theirs.jsonl", {"m0": "0", "m1": "1"}, "they")
+    graded = {name: {"max_tokens": most} for name, most in {"before": 4, "after": 4, "longer": 6}.items()}
+    plan = plan_of(
+        data_stage(tmp_path, {"maths": {"kind": "gsm8k", "file": str(maths_file(tmp_path / "m.jsonl", 2))}}),
+        stage("model", "model", name=str(wire_model(tmp_path / "tiny"))),
+        *(stage(name, "grade", ["data", "model"], decoding=decoding) for name, decoding in graded.items()),
+        stage("theirs", "reference", ["data"], source=theirs),
+        stage("clean", "versus", ["data", "before", "after"]),
+        stage("reference", "versus", ["data", "longer", "theirs"], ours="longer", theirs="theirs"),
+        stage("planted", "versus", ["data", "before", "longer"], ours="longer"),
+    )
+    with pytest.raises(StageFailed) as error:
+        run(plan, tmp_path / "run")
+    told = str(error.value)
+    assert told.startswith("stage planted: ") and "Way out: grade both again under one protocol" in told
+    assert "the two results are of different protocols (decoding: max_tokens 6 and 4)" in told
+    (gain,) = records(tmp_path / "run", "clean", "gain")
+    assert (gain["n"], gain["difference"]) == (2, 0)
+    assert len(records(tmp_path / "run", "reference", "match")) == 2
+    assert records(tmp_path / "run", "reference", "gain") == [], "a reference is no earlier checkpoint of ours"
 
 
 # ---- bands

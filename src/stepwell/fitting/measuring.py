@@ -12,8 +12,9 @@ from stepwell.errors import StepwellError
 from stepwell.fitting.contexts import Contexts
 from stepwell.fitting.objective import at_targets
 from stepwell.fitting.recipe import CPU_COLUMNS, GPU_COLUMNS
-from stepwell.fitting.rows import by_mode, is_out_of_memory, rows_of
+from stepwell.fitting.rows import by_mode, rows_of
 from stepwell.latents.prompt import Problem, fault_of, mode_vectors
+from stepwell.memory import is_out_of_memory
 from stepwell.shapes import Backbone, frozen
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,11 +188,4 @@ def by_mode(parts: Sequence[tuple[Tensor, ...]], rows: Sequence[Rows], cases: in
         held=held.new_zeros(shape).scatter_reduce_(0, index, held, "amax").view(cases, modes),
         present=(total > 0).view(cases, modes),
         gradients=gradients,
-    )
-
-
-def is_out_of_memory(error: Any) -> bool:
-    """Whether an error says that a device or the machine has no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

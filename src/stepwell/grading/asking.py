@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -10,10 +11,32 @@ from stepwell.chat import Answer, Check, Message, anything, without_thinking
 from stepwell.endpoint import Client, Endpoint
 from stepwell.errors import StepwellError
 from stepwell.grading.benchmarks import Benchmark
+from stepwell.grading.decoding import Stop
+from stepwell.grading.stops import Stops
 from stepwell.localchat import LocalChat, LocalModel
 from stepwell.tasks.sources import read_entries
 
 FORMAT = "one object a line, {id, answer}, with one answer for each item"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Answers to the items of a benchmark.
+
+    Attributes:
+        texts: by item; "" where there is none.
+        stops: how they ended, by item; those of which nobody says it are left out.
+        why: why there is none, by item.
+    """
+
+    texts: Mapping[str, str]
+    stops: Mapping[str, Stop]
+    why: Mapping[str, str]
+
+    @property
+    def ends(self) -> Stops | None:
+        """How those ended of which that is known; None where it is known of none."""
+        return Stops.told([(self.texts[name], stop) for name, stop in self.stops.items()]) if self.stops else None
 
 
 class Asker(Protocol):
@@ -39,33 +62,41 @@ def asker(
     return ask
 
 
-def ask_benchmark(benchmark: Benchmark, ask: Asker) -> tuple[dict[str, str], dict[str, str]]:
-    """A reference model's answer to each item, and why there is none for some; those answers are "".
-
-    The thinking before an answer is left out.
-    """
+def ask_benchmark(benchmark: Benchmark, ask: Asker) -> Given:
+    """Another model's answer to each item. The thinking before an answer is left out."""
     found = ask([one.messages for one in benchmark.questions], [anything] * len(benchmark.questions))
     given = {one.id: answer for one, answer in zip(benchmark.questions, found, strict=True)}
-    answers = {name: without_thinking(answer.text or "") for name, answer in given.items()}
-    return answers, {name: answer.why for name, answer in given.items() if answer.text is None}
+    return Given(
+        texts={name: without_thinking(answer.text or "") for name, answer in given.items()},
+        stops=_stops({name: answer.cut for name, answer in given.items()}),
+        why={name: answer.why for name, answer in given.items() if answer.text is None},
+    )
 
 
-def read_answers(path: Path, benchmark: Benchmark) -> dict[str, str]:
-    """Recorded answers to the items of a benchmark, by id.
+def _stops(cut: Mapping[str, bool | None]) -> dict[str, Stop]:
+    return {name: "length" if one else "end" for name, one in cut.items() if one is not None}
+
+
+def read_answers(path: Path, benchmark: Benchmark) -> Given:
+    """Recorded answers to the items of a benchmark; where an entry has `cut`, it says whether a limit ended the answer.
 
     Raises:
         StepwellError: the file cannot be used, an id comes twice, or items have no answer. Answers to other items are
             left out: a file may be of the whole set.
     """
     found: dict[str, str] = {}
+    cut: dict[str, bool | None] = {}
     for number, entry in enumerate(read_entries(path, FORMAT), start=1):
         name, text = entry.get("id"), entry.get("answer")
         if name is None or not isinstance(text, str):
             raise StepwellError(f"entry {number} has no id or no answer", f"expected {FORMAT}", path=path)
         if str(name) in found:
             raise StepwellError(f"entry {number}: {name!r} was answered before", f"expected {FORMAT}", path=path)
-        found[str(name)] = text
-    return _of_items(found, benchmark, path)
+        if not isinstance(entry.get("cut"), bool | None):
+            raise StepwellError(f"entry {number}: `cut` is neither true nor false", f"expected {FORMAT}", path=path)
+        found[str(name)], cut[str(name)] = text, entry.get("cut")
+    texts = _of_items(found, benchmark, path)
+    return Given(texts=texts, stops=_stops({name: cut[name] for name in texts}), why={})
 
 
 def _of_items(found: Mapping[str, str], benchmark: Benchmark, path: Path) -> dict[str, str]:

@@ -114,6 +114,7 @@ class OwnWriter:
         import torch
 
         from stepwell.decode import Sampling, greedy_prompts, sampled_prompts
+        from stepwell.memory import is_out_of_memory
 
         options: dict[str, Any] = {"stop": self.form.stops, "limit": rooms, "batch_size": len(prompts)}
         try:
@@ -122,7 +123,9 @@ class OwnWriter:
             else:
                 drawn = Sampling(temperature=decoding.temperature, top_p=decoding.top_p, seeds=seeds)
                 found = sampled_prompts(self.backbone, prompts, sampling=drawn, **options)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             found = None
         if found is None:
             # Outside of the handler: the error holds the tensors of the batch as long as it is handled.

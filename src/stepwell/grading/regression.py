@@ -6,6 +6,7 @@ it needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ from stepwell.errors import StepwellError
 from stepwell.grading.protocol import comparable
 from stepwell.grading.records import Result, marks, paired
 from stepwell.stats import Estimate, PValue, mcnemar_exact, n_to_decide, p_text, paired_difference, wilson
+
+Verdict = Literal["pass", "roll back", "inconclusive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Regression:
     difference: Estimate
     p_value: PValue
     margin: float
-    verdict: Literal["pass", "roll back", "inconclusive"]
+    verdict: Verdict
     needed: int | None
 
     @property
@@ -106,7 +109,13 @@ def regression(
     )  # fmt: skip
 
 
-def _verdict(difference: Estimate, worse: bool, margin: float) -> Literal["pass", "roll back", "inconclusive"]:
+def _verdict(difference: Estimate, worse: bool, margin: float) -> Verdict:
     if worse:
         return "roll back"
     return "pass" if difference.low is not None and difference.low > -margin else "inconclusive"
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of several benchmarks: one that is worse is enough to roll back, one in doubt not to pass."""
+    order: tuple[Verdict, ...] = ("roll back", "inconclusive", "pass")
+    return next(verdict for verdict in order if verdict in verdicts)

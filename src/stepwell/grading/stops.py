@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from stepwell.grading.decoding import Written
+from stepwell.grading.decoding import Stop, Written
 from stepwell.stats import Estimate, wilson
 
 MOST_CUT = 0.05
@@ -20,28 +20,32 @@ class Stops:
     Attributes:
         counts: by way of ending; the sum is the number of answers.
         cut: share that a limit cut off, with Wilson's interval.
-        looping: answers that were cut off while they repeated themselves.
+        looping: answers that were cut off while they repeated themselves; None where their tokens are not known.
         empty: answers without any text.
-        longest: new tokens of the longest.
+        longest: new tokens of the longest; None where they are not known.
     """
 
     counts: Mapping[str, int]
     cut: Estimate
-    looping: int
+    looping: int | None
     empty: int
-    longest: int
+    longest: int | None
 
     @classmethod
     def of(cls, written: Sequence[Written]) -> Stops:
         """Of answers, as they were written."""
-        counts = Counter(one.stop for one in written)
+        told = cls.told([(one.text, one.stop) for one in written])
+        looping = sum(one.looping for one in written)
+        return replace(told, looping=looping, longest=max((one.tokens for one in written), default=0))
+
+    @classmethod
+    def told(cls, answers: Sequence[tuple[str, Stop]]) -> Stops:
+        """Of texts from elsewhere, each with its way of ending."""
+        counts = Counter(stop for _, stop in answers)
         cut = counts["length"] + counts["positions"] + counts["no room"]
+        empty = sum(not text.strip() for text, _ in answers)
         return cls(
-            counts=dict(sorted(counts.items())),
-            cut=wilson(cut, len(written)),
-            looping=sum(one.looping for one in written),
-            empty=sum(not one.text.strip() for one in written),
-            longest=max((one.tokens for one in written), default=0),
+            counts=dict(sorted(counts.items())), cut=wilson(cut, len(answers)), looping=None, empty=empty, longest=None
         )
 
     @property

@@ -7,17 +7,19 @@ and never dropped: shares are of all items.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stepwell.grading.protocol import comparable
+from stepwell.grading.protocol import Part, comparable
 from stepwell.grading.records import Result, marks, paired
 from stepwell.stats import Compared, Estimate, compare_pairs, excludes, n_to_decide, wilson
 
 Outcome = Literal["win", "tie", "loss", "undecided"]
 OUTCOMES: tuple[Outcome, ...] = ("win", "tie", "loss", "undecided")
 Decider = Literal["truth", "judge", "none"]
+OF_A_REFERENCE: tuple[Part, ...] = ("scorer", "items")
+"""What has to be the same for another model: it has its own template and its own decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +67,25 @@ class Versus:
         return [match.id for match in self.matches if match.outcome == outcome and by in (None, match.by)]
 
 
-def versus(ours: Result, theirs: Result, judged: Mapping[str, Match] | None = None) -> Versus:
-    """Compare first answers with those of a reference model.
+def versus(
+    ours: Result,
+    theirs: Result,
+    judged: Mapping[str, Match] | None = None,
+    *,
+    parts: Sequence[Part] = OF_A_REFERENCE,
+) -> Versus:
+    """Compare first answers with those of a reference model, or of an earlier checkpoint.
 
     Args:
-        ours, theirs: graded under the same scorer on the same items. A reference model has its own template.
+        ours, theirs: graded under the same scorer on the same items.
         judged: what a judge says of items, see `stepwell.grading.judge`; looked at only where there is no ground
             truth: an answer that could not be executed is undecided, whatever a judge would say.
+        parts: of the protocols that have to be the same: all of them between two checkpoints of ours.
 
     Raises:
-        StepwellError: other items or another scorer.
+        StepwellError: one of these parts differs.
     """
-    comparable(ours.protocol, theirs.protocol, parts=("scorer", "items"))
+    comparable(ours.protocol, theirs.protocol, parts=parts)
     mine, other = ours.first_answers, theirs.first_answers
     found = []
     for name in paired(marks(ours), marks(theirs)):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,9 @@ LIMITS = Limits(seconds=8, memory_mib=256, disk_mib=4, files=200, output_kib=64)
 
 PATIENT = Limits(seconds=120)
 """Of reference solutions: MBPP/123 alone counts for seconds, and a busy machine makes it a minute."""
+
+DYING_SECONDS = 5.0
+"""What a killed process may take to be gone on a busy machine; one that got out would go on for minutes."""
 
 HELD_TESTS = "arena = {arena!r}\nevidence = escape(arena)\nassert evidence == '', evidence\n"
 FORGED_TESTS = "arena = {arena!r}\nassert escape(arena) == {secret!r}\nassert all([False])\n"
@@ -143,7 +147,7 @@ def check(probes: Sequence[Probe] = PROBES) -> Isolation:
         return Isolation(**found, findings=tuple(pool.map(attempt, probes)))
 
 
-def negative_control() -> None:
+def negative_control() -> Isolation:
     """Make sure that no probe gets out, before a run that executes what a model wrote.
 
     Raises:
@@ -156,23 +160,15 @@ def negative_control() -> None:
             found.refused or f"the sandbox does not hold: {out}",
             "`stepwell sandbox check` says more; nothing that a model wrote is executed here until it holds",
         )
+    return found
 
 
 def positive_control(programs: Sequence[Program], workers: int | None = None) -> list[Outcome]:
-    """Make sure that right solutions pass, which may take their time here. Their outcomes.
+    """Execute right solutions, which may take their time here. The outcomes of those that do not pass.
 
-    Raises:
-        StepwellError: one did not pass: then a model's failures would say nothing about the model.
+    Of their items a model's failure says nothing about the model.
     """
-    outcomes = execute(programs, PATIENT, workers)
-    wrong = [one for one in outcomes if one.status != "passed"]
-    if wrong:
-        raise StepwellError(
-            f"{len(wrong)} of {len(outcomes)} reference solutions do not pass; "
-            f"{wrong[0].id}: {wrong[0].status}: {wrong[0].detail}",
-            "look at the data and at `stepwell sandbox check`",
-        )
-    return outcomes
+    return [one for one in execute(programs, PATIENT, workers) if one.status != "passed"]
 
 
 def attempt(probe: Probe) -> Finding:
@@ -232,11 +228,19 @@ def arena(limits: Limits) -> Iterator[tuple[dict[str, Any], Any]]:
                 seen.append("it ended a process outside")
             if secret.read_text(encoding="utf-8") != mark or len(list(folder.iterdir())) != 1:
                 seen.append("it changed files outside")
-            if left := _named(daemon):
+            if left := _left(daemon):
                 seen.append(f"it left process {left} behind")
             return seen
 
         yield given, touched
+
+
+def _left(name: str) -> int | None:
+    """A process of this name that stays: one that was killed with its sandbox can be seen for a moment yet."""
+    until = time.monotonic() + DYING_SECONDS
+    while (found := _named(name)) is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
 
 
 def _named(name: str) -> int | None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stepwell.adapt.frozen import weights_sha256
 from stepwell.adapt.lora import LoRA
 from stepwell.errors import StageFailed, StepwellError
+from stepwell.memory import is_out_of_memory
 from stepwell.merging.base import is_quantised
 from stepwell.merging.files import Weights
 from stepwell.monitor import Alert
@@ -157,8 +158,9 @@ class SftModel:
             rows = -(-len(batch.ids) // int(self._module.pieces))
             try:
                 return work(batch.parts(rows))
-            except torch.OutOfMemoryError:
-                pass
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
             # Only here, where nothing of the pass that failed is held any more, can its memory be given back.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -7,11 +7,10 @@ limit in 84% of the cases and nobody knew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from stepwell.chat import Message
-from stepwell.grading.asking import ask_benchmark, asker, read_answers
+from stepwell.grading.asking import Given, ask_benchmark, asker, read_answers
 from stepwell.grading.benchmarks import Benchmark, Question
 from stepwell.grading.decoding import answer
 from stepwell.grading.mining import Failure, read_failures, write_failures
@@ -20,7 +19,7 @@ from stepwell.stage import StageContext
 from stepwell.studies.tune.data import Drawn, one_input
 from stepwell.studies.tune.grading import opened
 from stepwell.studies.tune.mining import FAILURES
-from stepwell.studies.tune.params import CorrectParams, Recorded
+from stepwell.studies.tune.params import CorrectParams, Recorded, Reference
 
 CRITIQUE = (
     "This answer is wrong. Say in one sentence where it goes wrong, then write the whole solution anew. "
@@ -39,7 +38,8 @@ def correct(params: CorrectParams, ctx: StageContext) -> None:
         if question.id in failures
     )
     benchmark = replace(pool, questions=asked)
-    texts, stops, why = _answered(params, benchmark, ctx)
+    given = _answered(params, benchmark, ctx)
+    texts, why = given.texts, given.why
     marks = benchmark.mark({(name, 0): text for name, text in texts.items()})
     kept: list[Failure] = []
     for question in asked:
@@ -48,7 +48,7 @@ def correct(params: CorrectParams, ctx: StageContext) -> None:
             kept.append(replace(failures[name], reference=texts[name]))
         ctx.write("correction", id=name, category=failures[name].category, right=mark.status == "right",
                   status="unanswered" if name in why else mark.status, why=why.get(name) or mark.why,
-                  stop=stops.get(name, ""), text=texts[name], wrong=failures[name].wrong)  # fmt: skip
+                  stop=given.stops.get(name, ""), text=texts[name], wrong=failures[name].wrong)  # fmt: skip
     write_failures(ctx.folder / FAILURES, kept)
     ctx.write(
         "corrected", n=len(asked), right=len(kept), by=params.by if isinstance(params.by, str) else params.by.model
@@ -64,19 +64,28 @@ def _asked(question: Question, failure: Failure, *, critique: bool) -> Question:
     return replace(question, messages=(*question.messages, *shown))
 
 
-def _answered(
-    params: CorrectParams, benchmark: Benchmark, ctx: StageContext
-) -> tuple[dict[str, str], Mapping[str, str], Mapping[str, str]]:
-    """Texts by id, how they ended, and why there is none for some."""
+def _answered(params: CorrectParams, benchmark: Benchmark, ctx: StageContext) -> Given:
+    """The answers; and a check of how they ended, wherever that is known."""
     if params.by == "self":
         by, form = opened(params, ctx)
         found = answer(benchmark, form, params.decoding, by)
-        told = Stops.of(list(found.written.values()))
-        ctx.write("check", name="answers-whole", passed=not told.red_flag, detail=told.red_flag or "few were cut off")
-        return {name: given[0] for name, given in found.texts.items()}, {k[0]: v for k, v in found.stops.items()}, {}
-    if isinstance(params.by, Recorded):
-        return read_answers(params.by.file, benchmark), {}, {}
-    assert not isinstance(params.by, str)
-    ask = asker(params.by, ctx.folder / "asked", device=ctx.device, between=ctx.stop_if_asked)
-    texts, why = ask_benchmark(benchmark, ask)
-    return texts, {}, why
+        first = {name: one for (name, number), one in found.written.items() if number == 0}
+        given = Given(
+            texts={name: one.text for name, one in first.items()},
+            stops={name: one.stop for name, one in first.items()}, why={},
+        )  # fmt: skip
+        ends = Stops.of(list(found.written.values()))
+    else:
+        given = _elsewhere(params.by, benchmark, ctx)
+        ends = given.ends
+    if ends is not None:
+        unknown = len(given.texts) - len(given.stops)
+        detail = (ends.red_flag or "few were cut off") + (f"; how {unknown} others ended is not known" * bool(unknown))
+        ctx.write("check", name="answers-whole", passed=not ends.red_flag, detail=detail)
+    return given
+
+
+def _elsewhere(by: Reference, benchmark: Benchmark, ctx: StageContext) -> Given:
+    if isinstance(by, Recorded):
+        return read_answers(by.file, benchmark)
+    return ask_benchmark(benchmark, asker(by, ctx.folder / "asked", device=ctx.device, between=ctx.stop_if_asked))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from stepwell.chat import Message
 from stepwell.errors import StepwellError
@@ -30,6 +30,9 @@ from stepwell.studies.tune.params import (
 from stepwell.tasks.base import QA
 from stepwell.tasks.gsm8k import MathItem, load_gsm8k
 from stepwell.tasks.word_problems import category_of, make_word_problems
+
+if TYPE_CHECKING:
+    from stepwell.tasks.code import CodeProblem
 
 TRAIN, HELD, POOL, BENCHMARKS = "train.jsonl", "held.jsonl", "pool.jsonl", "benchmarks"
 SPARE = 2
@@ -173,16 +176,19 @@ class Drawn:
         Raises:
             StepwellError: there is no benchmark of a name.
         """
-        known = self.params.benchmarks
-        if unknown := [name for name in names if name not in known]:
-            raise StepwellError(
-                f"there is no benchmark `{unknown[0]}`; benchmarks: {', '.join(known)}",
-                "name some of them, or add it to the stage `data`",
-            )
         return {
             name: _benchmark(name, self.params, read_lines(self.folder / BENCHMARKS / f"{name}.jsonl"))
-            for name in (names or known)
+            for name in self._known(names)
         }
+
+    def code_problems(self, names: Sequence[str] = ()) -> list[CodeProblem]:
+        """The problems of the benchmarks that are executed; of those of some names only. Raises as `benchmarks`."""
+        return [
+            problem
+            for name in self._known(names)
+            if isinstance(self.params.benchmarks[name], Code)
+            for problem in _code_problems(read_lines(self.folder / BENCHMARKS / f"{name}.jsonl"))
+        ]
 
     def graded(self) -> dict[str, str]:
         """The bare questions of all benchmarks, by id: what must not be trained on."""
@@ -191,6 +197,16 @@ class Drawn:
             for benchmark in self.benchmarks().values()
             for question in benchmark.questions
         }  # fmt: skip
+
+    def _known(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The names, or all where none is given."""
+        known = self.params.benchmarks
+        if unknown := [name for name in names if name not in known]:
+            raise StepwellError(
+                f"there is no benchmark `{unknown[0]}`; benchmarks: {', '.join(known)}",
+                "name some of them, or add it to the stage `data`",
+            )
+        return tuple(names or known)
 
     def pool(self, items: int = 0) -> Benchmark:
         """The training problems, or the first `items`, as a benchmark of the split `train`: what may be mined.
@@ -265,13 +281,19 @@ def _benchmark(name: str, params: TuneDataParams, rows: Sequence[dict[str, Any]]
     if isinstance(source, OpenEnded):
         return open_ended(name, {row["id"]: row["question"] for row in rows}, split="test")
     from stepwell.sandbox import execute
-    from stepwell.tasks.code import CodeProblem, program
+    from stepwell.tasks.code import program
 
-    problems = {row["id"]: CodeProblem(**row) for row in rows}
+    problems = {problem.id: problem for problem in _code_problems(rows)}
     return code(
         name, {one.id: one.question for one in problems.values()}, {one.id: one.reference for one in problems.values()},
         split="test", program=lambda one, text: program(problems[one], text), execute=execute,
     )  # fmt: skip
+
+
+def _code_problems(rows: Sequence[dict[str, Any]]) -> list[CodeProblem]:
+    from stepwell.tasks.code import CodeProblem
+
+    return [CodeProblem(**row) for row in rows]
 
 
 def _problem(row: dict[str, Any]) -> MathItem:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from stepwell.backbone import load_tokenizer
 from stepwell.errors import StepwellError
 from stepwell.grading.asking import ask_benchmark, asker, read_answers
 from stepwell.grading.benchmarks import Benchmark, grade
-from stepwell.grading.decoding import Answers, OwnWriter, Writer, answer
+from stepwell.grading.decoding import OwnWriter, Writer, answer
 from stepwell.grading.protocol import Decoding
 from stepwell.grading.records import Result, read_result, unmarked_warning, write_result
 from stepwell.grading.stops import Stops
@@ -17,6 +16,7 @@ from stepwell.grading.vllm import writer
 from stepwell.sft.render import ChatFormat
 from stepwell.stage import Input, StageContext
 from stepwell.studies.tune.base import base_of
+from stepwell.studies.tune.controls import control
 from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.params import AnsweringParams, GradeParams, Recorded, ReferenceParams
 
@@ -26,6 +26,7 @@ ELSEWHERE = "elsewhere"
 
 def grade_model(params: GradeParams, ctx: StageContext) -> None:
     """Let the model that the stage stands on answer, one record an item, and one a benchmark."""
+    control(Drawn.of(ctx), params.benchmarks, ctx)
     by, form = opened(params, ctx)
     for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
         result = answered(benchmark, by, form, params, ctx)
@@ -37,19 +38,23 @@ def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
     """The answers of a reference model, marked: from an endpoint, a model on this machine, or a file."""
     source = params.source
     ctx.keep_artifacts()  # what an endpoint has answered survives a kill
+    control(Drawn.of(ctx), params.benchmarks, ctx)
     for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
-        why: Mapping[str, str] = {}
         if isinstance(source, Recorded):
-            answers, model = read_answers(source.file, benchmark), source.model
+            given = read_answers(source.file, benchmark)
         else:
             ask = asker(source, ctx.folder / "asked", device=ctx.device, between=ctx.stop_if_asked)
-            answers, why = ask_benchmark(benchmark, ask)
-            model = source.model
-        protocol = benchmark.protocol(ELSEWHERE, Decoding())
-        result = grade(benchmark, answers, model=model, protocol=protocol, unanswered=why)
+            given = ask_benchmark(benchmark, ask)
+        protocol, why = benchmark.protocol(ELSEWHERE, Decoding()), given.why
+        stops = {(item, 0): stop for item, stop in given.stops.items()}
+        result = grade(
+            benchmark, given.texts, model=source.model, protocol=protocol, stops=stops, unanswered=why
+        )  # fmt: skip
         write_result(ctx.folder / f"{name}.jsonl", result)
-        _write_records(ctx, benchmark, result, None)
-        detail = f"{len(why)} of {len(answers)} items have no answer" + (f": {next(iter(why.values()))}" if why else "")
+        _write_records(ctx, benchmark, result, by=None, stops=given.ends)
+        detail = f"{len(why)} of {len(given.texts)} items have no answer" + (
+            f": {next(iter(why.values()))}" if why else ""
+        )
         ctx.write("check", name=f"answered-{name}", passed=not why, detail=detail)
 
 
@@ -74,11 +79,13 @@ def answered(benchmark: Benchmark, by: Writer, form: ChatFormat, params: Answeri
     found = answer(benchmark, form, params.decoding, by)
     protocol = benchmark.protocol(form.fingerprint(), params.decoding)
     result = grade(benchmark, found.texts, model=base_of(ctx).name, protocol=protocol, stops=found.stops)
-    _write_records(ctx, benchmark, result, found)
+    _write_records(ctx, benchmark, result, by=found.by, stops=Stops.of(list(found.written.values())))
     return result
 
 
-def _write_records(ctx: StageContext, benchmark: Benchmark, result: Result, found: Answers | None) -> None:
+def _write_records(
+    ctx: StageContext, benchmark: Benchmark, result: Result, *, by: str | None, stops: Stops | None
+) -> None:
     """One record an answer, and one of them all."""
     asked = {question.id: question for question in benchmark.questions}
     for record in result.records:
@@ -89,13 +96,12 @@ def _write_records(ctx: StageContext, benchmark: Benchmark, result: Result, foun
             stop=record.stop, question=question.bare, prediction=record.text, reference=question.reference,
         )  # fmt: skip
     accuracy = result.accuracy()
-    stops = None if found is None else Stops.of(list(found.written.values()))
     ctx.write(
         "result", benchmark=benchmark.name, category=benchmark.category, model=result.model, n=accuracy.n,
         accuracy=accuracy.value, low=accuracy.low, high=accuracy.high, protocol=result.protocol.fingerprint(),
         template=result.protocol.template, scorer=result.protocol.scorer,
         unmarked=len(result.first_answers) - accuracy.n, warning=unmarked_warning(result),
-        by=None if found is None else found.by, cut=None if stops is None else stops.cut.value,
+        by=by, cut=None if stops is None else stops.cut.value,
         looping=None if stops is None else stops.looping, stops_warning=None if stops is None else stops.red_flag,
     )  # fmt: skip
 

@@ -105,7 +105,7 @@ KINDS = (
             name="tune.grade",
             params=GradeParams,
             run=f"{_HERE}.grading:grade_model",
-            yields=GRADED,
+            yields={**GRADED, "check": CHECK},
             estimate=f"{_HERE}.cost:of_grading",
         )
     ),
@@ -169,9 +169,9 @@ KINDS = (
             yields={
                 "regression": frozenset({"benchmark", "right_before", "lost", "gained", "left_out", "loss", "n"})
                 | {"loss_low", "loss_high", "difference", "difference_low", "difference_high", "p_value", "margin"}
-                | {"verdict", "needed", "reason"},
+                | {"verdict", "passed", "needed", "reason"},
                 "change": frozenset({"benchmark", "id", "difference"}),
-                "kept": frozenset({"model", "rolled_back"}),
+                "kept": frozenset({"model", "rolled_back", "verdict", "passed"}),
             },
         )
     ),

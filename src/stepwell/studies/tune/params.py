@@ -127,12 +127,14 @@ class TuneModelParams(Spec):
 
     Attributes:
         name: hub id, pulled name or folder.
+        revision: of a hub id, such as a commit; None = the newest. A folder has none.
         precision: of weights and computation while it is trained.
         allow_quantised: train on a quantised base, which a merge will refuse; it is recorded.
         gradient_checkpointing: layers are computed again in the backward pass.
     """
 
     name: ModelName
+    revision: str | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     allow_quantised: bool = False
     gradient_checkpointing: bool = False
@@ -142,7 +144,7 @@ class LintParams(Spec):
     """The linter of the data (`stepwell.sft.linter`).
 
     Attributes:
-        max_tokens: of an example, as in training.
+        max_tokens: of an example, as in training: a training of another length refuses what was found here.
         allow: codes of findings that the plan puts up with.
     """
 

@@ -22,7 +22,7 @@ from stepwell.stage import StageContext
 from stepwell.studies.tune.base import ADAPTER, Base, base_of
 from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.mining import FAILURES
-from stepwell.studies.tune.params import TuneTrainParams
+from stepwell.studies.tune.params import LintParams, TuneTrainParams
 from stepwell.train import Training
 
 HELD_ROWS = 8
@@ -32,11 +32,15 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
     """Train, and save the adapter in PEFT's format with the identity of its base."""
     state, base, data = ctx.restored(), base_of(ctx), Drawn.of(ctx)
     need_full_precision(base.folder, allowed=base.params.allow_quantised)
+    identity = BaseIdentity.of(base.folder)
+    _need_recorded(base, identity, ctx)
+    _need_linted(params, ctx)
     # What no device holds whole is loaded beside it, and moved there in parts.
     backbone = base.load("cpu" if ctx.shard else ctx.device)
     if params.pack:
         prove_packing(backbone)
-    identity, form = BaseIdentity.of(base.folder), ChatFormat.of(backbone.tokenizer)
+    form = ChatFormat.of(backbone.tokenizer)
+    _need_template(form, ctx)
     first = data.train
     chosen, replayed = trained_on(first, params, ctx)
     categories = None if params.meta is None else categories_of(chosen, first)
@@ -101,6 +105,46 @@ def batches(corpus: Corpus) -> Sequence[Batch]:
             for at in range(0, len(numbers), HELD_ROWS)]  # fmt: skip
 
 
+def _need_recorded(base: Base, identity: BaseIdentity, ctx: StageContext) -> None:
+    """The wrong base is a red flag: the plan's other stages graded, and will merge into, the weights of the record."""
+    merged = ctx.made_by("tune.merge")
+    made, kind, field = (
+        (merged[-1], "merged", "merged_sha256") if merged else (ctx.inputs["model"][0], "base", "sha256")
+    )
+    for record in made.records(kind):
+        if record[field] != identity.sha256:
+            raise StepwellError(
+                f"wrong base: the weights of {base.name} are {identity.sha256[:12]}..., and {made.job.id} recorded "
+                f"{record[field][:12]}...: they were changed since",
+                "put the weights back, or run the plan in a new folder, where all its stages have the new ones",
+                stage=ctx.job.id, path=base.folder,
+            )  # fmt: skip
+
+
+def _need_linted(params: TuneTrainParams, ctx: StageContext) -> None:
+    """What the linter says of lengths holds at its own length alone."""
+    for made in ctx.made_by("tune.lint"):
+        length = LintParams.model_validate(dict(made.job.params)).max_tokens
+        if length != params.max_tokens:
+            raise StepwellError(
+                f"{made.job.id} looked at examples of up to {length} tokens, and up to {params.max_tokens} are trained "
+                "on: what is cut off was not looked for",
+                f"set `{made.job.stage}.max_tokens` and `{ctx.job.stage}.max_tokens` to one number", stage=ctx.job.id,
+            )  # fmt: skip
+
+
+def _need_template(form: ChatFormat, ctx: StageContext) -> None:
+    """The template is no part of the weights' hash, and the model is linted and graded in that of the record."""
+    made, template = ctx.inputs["model"][0], form.fingerprint()
+    for record in made.records("base"):
+        if record["template"] != template:
+            raise StepwellError(
+                f"the chat template is {template[:12]}..., and {made.job.id} recorded {record['template'][:12]}...",
+                "put the template back, or run the plan in a new folder, where all its stages have the new one",
+                stage=ctx.job.id,
+            )
+
+
 def _model(
     lora: LoRA, stream: SftStream, held: Sequence[Batch], params: TuneTrainParams, ctx: StageContext
 ) -> tuple[SftModel, Cost]:
@@ -122,5 +166,6 @@ def _write_categories(stream: SftStream, categories: Mapping[str, str | None], c
 
 
 def _save(lora: LoRA, base: Base, identity: BaseIdentity, ctx: StageContext) -> None:
-    lora.save_peft(ctx.folder / ADAPTER, base=str(base.folder), identity=identity)
+    name, revision = base.origin()
+    lora.save_peft(ctx.folder / ADAPTER, base=name, identity=identity, revision=revision)
     ctx.write("check", name="adapter-saved", passed=True, detail=f"{lora.parameter_count():,} weights on {base.name}")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepwell.errors import StepwellError
 from stepwell.grading.asking import asker
 from stepwell.grading.benchmarks import Benchmark
 from stepwell.grading.judge import Judged, Pair, judge, trust
-from stepwell.grading.protocol import comparable
+from stepwell.grading.protocol import PARTS, Part, comparable
 from stepwell.grading.records import Result
-from stepwell.grading.regression import regression
-from stepwell.grading.versus import BANDS, Match, Versus, against_before, banded, same_as_before, versus
+from stepwell.grading.regression import Verdict, overall, regression
+from stepwell.grading.versus import (
+    BANDS,
+    OF_A_REFERENCE,
+    Match,
+    Versus,
+    against_before,
+    banded,
+    same_as_before,
+    versus,
+)
 from stepwell.stage import Input, StageContext
 from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.grading import results_of
@@ -23,12 +32,14 @@ def compare(params: VersusParams, ctx: StageContext) -> None:
     """One record an item, one a benchmark, one of the judge, one of each band; and what looks wrong."""
     ctx.keep_artifacts()  # what a judge has said survives a kill
     benchmarks = Drawn.of(ctx).benchmarks()
-    ours, theirs = results_of(_named(ctx, params.ours)), results_of(_named(ctx, params.theirs))
+    sides = _named(ctx, params.ours), _named(ctx, params.theirs)
+    ours, theirs = (results_of(side) for side in sides)
+    parts = _same_parts(*sides)
     for name in ours:
         _need(name, theirs, params.theirs, ctx)
-        comparable(ours[name].protocol, theirs[name].protocol, parts=("scorer", "items"))  # before a judge is paid
+        comparable(ours[name].protocol, theirs[name].protocol, parts=parts)  # before a judge is paid
         judged = _judged(params, ours[name], theirs[name], benchmarks[name], ctx)
-        found = versus(ours[name], theirs[name], {one.pair.id: one.match() for one in judged})
+        found = versus(ours[name], theirs[name], {one.pair.id: one.match() for one in judged}, parts=parts)
         _write(found, ours[name], benchmarks[name], params, ctx)
         _checks(ours[name], theirs[name], params, ctx)
 
@@ -36,24 +47,28 @@ def compare(params: VersusParams, ctx: StageContext) -> None:
 def regress(params: RegressParams, ctx: StageContext) -> None:
     """For each benchmark, and for all that was graded: keep the new model, or roll back."""
     before, after = results_of(_named(ctx, params.before)), results_of(_named(ctx, params.after))
-    kept = []
+    verdicts: list[Verdict] = []
     for name, old in before.items():
         _need(name, after, params.after, ctx)
         found = regression(after[name], old, margin=params.margin, alpha=params.alpha)
-        kept.append(found.keep)
+        verdicts.append(found.verdict)
         ctx.write(
             "regression", benchmark=name, right_before=found.right_before, lost=len(found.lost),
             gained=len(found.gained), left_out=len(found.left_out), loss=found.loss.value, loss_low=found.loss.low,
             loss_high=found.loss.high, difference=found.difference.value, difference_low=found.difference.low,
             difference_high=found.difference.high, n=found.difference.n, p_value=float(found.p_value),
-            margin=found.margin, verdict=found.verdict, needed=found.needed, reason=found.reason,
+            margin=found.margin, verdict=found.verdict, passed=found.keep, needed=found.needed,
+            reason=found.reason,
         )  # fmt: skip
         moved = dict.fromkeys(found.lost, -1) | dict.fromkeys(found.gained, 1)
         for item in old.first_answers:
             if item not in found.left_out:
                 ctx.write("change", benchmark=name, id=item, difference=moved.get(item, 0))
-    keep = all(kept)
-    ctx.write("kept", model=params.after if keep else params.before, rolled_back=not keep)
+    verdict = overall(verdicts)
+    keep = verdict == "pass"
+    ctx.write(
+        "kept", model=params.after if keep else params.before, rolled_back=not keep, verdict=verdict, passed=keep
+    )  # fmt: skip
 
 
 def _named(ctx: StageContext, stage: str) -> Input:
@@ -64,6 +79,11 @@ def _named(ctx: StageContext, stage: str) -> Input:
             "name it in `needs`, on the same axes", stage=ctx.job.id,
         )  # fmt: skip
     return found[0]
+
+
+def _same_parts(*sides: Input) -> Sequence[Part]:
+    """Of the protocols: all between checkpoints of ours, or a longer limit would count as a gain of the training."""
+    return OF_A_REFERENCE if any(side.job.kind == "tune.reference" for side in sides) else PARTS
 
 
 def _need(benchmark: str, results: Mapping[str, Result], stage: str, ctx: StageContext) -> None:
@@ -123,7 +143,7 @@ def _checks(ours: Result, theirs: Result, params: VersusParams, ctx: StageContex
     same = same_as_before(ours, theirs)
     ctx.write("check", name=f"differs-{ours.benchmark}", passed=not same, detail=same or "the answers differ")
     if ours.protocol != theirs.protocol:
-        return  # another model's answers, of another template: no earlier checkpoint of ours
+        return  # of a reference, which is no earlier checkpoint of ours: others are refused before they come here
     found = against_before(ours, theirs)
     if found is not None:
         ctx.write(
