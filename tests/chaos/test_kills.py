@@ -86,7 +86,7 @@ def ended(warm: Forks, study: Study, folder: Path) -> None:
     assert check_whole(folder, study.plan) >= {"marker", "plan.yaml", "policy.json", "env.json", "report.html"}
     assert unfinished(folder) == [] and held_locks(folder) == []
     # A report is also written by `stepwell report`, beside a run: what is left of one is nobody's to remove.
-    assert all(path.name.startswith(".report.html.") for path in folder.rglob(".*.part"))
+    assert all(path.name.startswith((".report.html.", ".summary.json.")) for path in folder.rglob(".*.part"))
 
 
 @pytest.mark.timeout(900)

@@ -159,7 +159,7 @@ def status(
 
 
 def report(folder: RunFolderArgument) -> None:
-    """Write RUN/report.html, one file that needs no network, and print its path."""
+    """Write RUN/report.html, one file that needs no network, and print its path; RUN/summary.json holds its figures."""
     from stepwell.report import write_report
 
     print(write_report(folder))

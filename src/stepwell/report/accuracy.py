@@ -160,7 +160,7 @@ def _margin(records: Sequence[Record]) -> Cell:
         return dash("no margin recorded")
     low, high = estimate.low, estimate.high
     interval = "no interval" if low is None or high is None else f"{_nats(low)} to {_nats(high)}"
-    return Cell(text=_nats(estimate.value), interval=interval)
+    return Cell(text=_nats(estimate.value), interval=interval, value=estimate.value, low=low, high=high)
 
 
 def _nats(value: float) -> str:

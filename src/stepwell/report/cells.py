@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Tone = Literal["", "go", "no-go", "inconclusive", "muted", "alert"]
@@ -31,6 +31,7 @@ class Cell:
         code: set in the typewriter face.
         rows: lines of the table that it spans; the lines below then lack a cell for this column.
         columns: columns that it spans.
+        value, low, high: the numbers behind text and interval, in the same unit and not rounded, where there are any.
     """
 
     text: str
@@ -41,6 +42,10 @@ class Cell:
     code: bool = False
     rows: int = 1
     columns: int = 1
+    # Not compared: what they say is in the texts.
+    value: float | None = field(default=None, compare=False)
+    low: float | None = field(default=None, compare=False)
+    high: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,7 @@ def number(value: Any, *, why: str = "not recorded", digits: int = 3) -> Cell:
     # A record that another version wrote may hold anything: it is shown as it is.
     if not isinstance(value, int | float):
         return Cell(text=str(value))
-    return Cell(text=digits_of(value, digits)) if abs(value) <= sys.float_info.max else dash("not finite")
+    return Cell(text=digits_of(value, digits), value=value) if abs(value) <= sys.float_info.max else dash("not finite")
 
 
 def digits_of(value: float, digits: int = 3) -> str:
@@ -237,6 +242,11 @@ def digits_of(value: float, digits: int = 3) -> str:
     if abs(value) < 1e-4:
         return f"{value:.{digits}g}"
     return f"{value:.{digits - 1 - math.floor(math.log10(abs(value)))}f}"
+
+
+def times_100(value: float | None) -> float | None:
+    """A share of one in percent."""
+    return None if value is None else 100 * value
 
 
 def percent(value: float) -> str:

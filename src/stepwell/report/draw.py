@@ -23,10 +23,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
-from stepwell.errors import StepwellError
 from stepwell.report.cells import DASH, Chart, Heat, Series, Table
 from stepwell.report.view import Report
-from stepwell.store import write_atomically
 
 HERE = Path(__file__).parent
 # Okabe and Ito's colour-blind-safe hues (2008), in two lightnesses: on paper and on a dark screen.
@@ -44,16 +42,6 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "penta
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif"
 ROW_PIXELS, LINES_PIXELS, POINTS_PIXELS = 30, 190, 320
 SIDES = ("top", "bottom")
-
-
-def write_page(report: Report, path: Path) -> Path:
-    """Write the page, whole or not at all, and give its path. StepwellError where it cannot be written."""
-    try:
-        write_atomically(path, page(report))
-    except OSError as error:
-        cause = f"the report cannot be written: {error.strerror or error}"
-        raise StepwellError(cause, "Free space, or get the right to write this folder.", path=path) from error
-    return path
 
 
 def page(report: Report) -> str:

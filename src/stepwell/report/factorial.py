@@ -21,6 +21,7 @@ from stepwell.report.cells import (
     joined,
     percent,
     plural,
+    times_100,
 )
 from stepwell.report.folder import RunData
 from stepwell.report.measures import is_clean
@@ -95,9 +96,11 @@ def _p_text(p: float) -> str:
 def _points(estimate: Any) -> Cell:
     if estimate is None or estimate.value is None:
         return dash("undefined")
+    value, low, high = map(times_100, (estimate.value, estimate.low, estimate.high))
     if estimate.low is None or estimate.high is None:
-        return Cell(text=_signed(estimate.value), interval="no interval")
-    return Cell(text=_signed(estimate.value), interval=f"{_signed(estimate.low)} {TO} {_signed(estimate.high)}")
+        return Cell(text=_signed(estimate.value), interval="no interval", value=value)
+    interval = f"{_signed(estimate.low)} {TO} {_signed(estimate.high)}"
+    return Cell(text=_signed(estimate.value), interval=interval, value=value, low=low, high=high)
 
 
 def _signed(share: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from stepwell.report.cells import TIMES, TO, Cell, Series, dash, percent, plural
+from stepwell.report.cells import TIMES, TO, Cell, Series, dash, percent, plural, times_100
 from stepwell.report.folder import Record
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def share_cell(estimate: Estimate | None, why: str, *, count: str = "") -> Cell:
         return dash(why)
     low, high = estimate.low, estimate.high
     interval = "no interval" if low is None or high is None else f"{percent(low)}{TO}{percent(high)}"
-    return Cell(text=percent(estimate.value), interval=interval, count=count)
+    value, low, high = map(times_100, (estimate.value, low, high))
+    return Cell(text=percent(estimate.value), interval=interval, count=count, value=value, low=low, high=high)
 
 
 def count_text(records: Sequence[Record]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from stepwell.report.cells import TO, Cell, Column, Section, Table, dash, number, percent
+from stepwell.report.cells import TO, Cell, Column, Section, Table, dash, joined, number, percent
 from stepwell.report.folder import Record, RunData
 from stepwell.report.imprint.numbers import GROUP, average_cell, items, lines
-from stepwell.report.imprint.reading import Group, grouped_by, ordered_stages, records_of
+from stepwell.report.imprint.reading import Group, group_name, grouped_by, modes_of, ordered_stages, records_of
 from stepwell.report.measures import grouped
 
 TOLD = (
@@ -26,9 +26,21 @@ def conflicts_section(data: RunData) -> Section:
     return Section(
         key="conflicts",
         title="Conflicts, leaks and stops",
-        lines=(TOLD,) if tables else (),
+        lines=(TOLD, *_of_one_mode(data)) if tables else (),
         tables=tuple(tables),
         missing="" if tables else "No pair with several modes was fitted, and no leak check was made.",
+    )
+
+
+def _of_one_mode(data: RunData) -> tuple[str, ...]:
+    """Why a gate that asks whether modes get along found nothing to judge."""
+    modes = {group: modes_of(mine) for group, mine in grouped_by(data, records_of(data, "target")).items()}
+    alone = [group for group, names in modes.items() if len(names) == 1]
+    if not alone:
+        return ()
+    return (
+        f"Of {joined(map(group_name, alone))} every item has one mode, which nothing pulls against: no conflict was "
+        "looked for, and a gate that asks for one stays undecided.",
     )
 
 
@@ -91,7 +103,9 @@ def _check(record: Record, name: str, field: str) -> tuple[Cell, ...]:
         text, span = (percent(value), percent) if leak else (number(value).text, lambda end: number(end).text)
         between = TO if leak else " to "
         interval = "no interval" if low is None or high is None else f"{span(low)}{between}{span(high)}"
-        found = Cell(text=text, interval=interval)
+        scale = 100 if leak else 1
+        value, low, high = (None if end is None else scale * end for end in (value, low, high))
+        found = Cell(text=text, interval=interval, value=value, low=low, high=high)
     said = dash("not recorded") if alarm is None else Cell(text="alarm", tone="alert") if alarm else Cell(text="none")
     return Cell(text=name, count=told), number(record.get("n")), found, said
 

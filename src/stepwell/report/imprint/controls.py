@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stepwell.report.cells import MINUS, Cell, Column, Section, Table, number
+from stepwell.report.cells import MINUS, Cell, Column, Section, Table, joined, number
 from stepwell.report.folder import Record, RunData
 from stepwell.report.imprint.numbers import (
     GROUP,
@@ -19,7 +19,7 @@ from stepwell.report.imprint.numbers import (
     portion_cell,
     within,
 )
-from stepwell.report.imprint.reading import grouped_by, modes_of, records_of
+from stepwell.report.imprint.reading import group_name, grouped_by, modes_of, records_of
 from stepwell.report.measures import CONFIDENCE, counted, grouped, mean, share, share_cell
 
 if TYPE_CHECKING:
@@ -40,12 +40,25 @@ TOLD = (
 def controls_section(data: RunData) -> Section:
     """Loss and exactness under each control with paired differences; then the capability check likewise."""
     tables = [*_controls(data), *_capability(data)]
+    untold = _unasked(data)
     return Section(
         key="controls",
         title="Controls",
-        lines=TOLD if tables else (),
+        lines=(*TOLD, *untold) if tables else (),
         tables=tuple(tables),
         missing="" if tables else "No control was run.",
+    )
+
+
+def _unasked(data: RunData) -> tuple[str, ...]:
+    """Where no question was asked, such as beside plain texts: a table that is not there would say nothing."""
+    asked = {record["group"] for record in records_of(data, "capability")}
+    groups = [group for group in grouped_by(data, records_of(data, "control")) if group not in asked]
+    if not groups:
+        return ()
+    return (
+        f"Of {joined(map(group_name, groups))} no question was asked: no other item has a question with an answer that "
+        "fits behind a c. What such a c does to the model's other abilities is not known.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepwell.report.cells import Cell, Chart, Column, Row, Section, Series, Table, joined, number
 from stepwell.report.folder import Record, RunData
@@ -189,7 +189,7 @@ def _loss(part: Part) -> tuple[Cell, ...]:
 def _of(converged: Sequence[Record]) -> Cell:
     """The share that passed among the converged, which are fewer than the row's n: their number is said."""
     cell = portion_cell(converged, "passed", "not recorded")
-    return Cell(text=cell.text, interval=cell.interval, why=cell.why, tone=cell.tone, count=f"n {len(converged):,}")
+    return replace(cell, count=f"n {len(converged):,}")
 
 
 def _levels(parts: dict[Group, list[Part]]) -> Table:

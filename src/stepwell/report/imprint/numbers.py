@@ -124,7 +124,8 @@ def estimate_cell(estimate: Estimate | None, why: str, *, count: str = "", scale
         return dash(why)
     low, high = estimate.low, estimate.high
     interval = "no interval" if low is None or high is None else f"{_text(scale * low)} to {_text(scale * high)}"
-    return Cell(text=_text(scale * estimate.value), interval=interval, count=count)
+    value, low, high = (None if end is None else scale * end for end in (estimate.value, low, high))
+    return Cell(text=_text(scale * estimate.value), interval=interval, count=count, value=value, low=low, high=high)
 
 
 def _text(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from stepwell.report.cells import Cell, Column, Section, Table, dash, digits_of, number, plural
@@ -91,7 +90,7 @@ def _cells(stage: str, slots: float | None, spent: Spent) -> tuple[Cell, ...]:
         number(n),
         number(exact),
         number(seconds, why=why),
-        dash(why) if seconds is None else Cell(text=digits_of(seconds / n)),
+        dash(why) if seconds is None else Cell(text=digits_of(seconds / n), value=seconds / n),
         dash(why) if seconds is None else _each_exact(seconds, n, exact),
     )
 
@@ -102,5 +101,8 @@ def _each_exact(seconds: float, n: int, exact: int) -> Cell:
         return dash("no pair is exact")
     rate = counted(exact, n)
     assert rate.low is not None and rate.high is not None
-    ends: Sequence[float] = (seconds / n / rate.high, seconds / n / rate.low)
-    return Cell(text=digits_of(seconds / exact), interval=" to ".join(map(digits_of, ends)))
+    low, high = seconds / n / rate.high, seconds / n / rate.low
+    value = seconds / exact
+    return Cell(
+        text=digits_of(value), interval=f"{digits_of(low)} to {digits_of(high)}", value=value, low=low, high=high
+    )

@@ -22,9 +22,10 @@ def points_cell(value: float | None, low: float | None, high: float | None, why:
     if value is None:
         return dash(why)
     if low is None or high is None:
-        return Cell(text=signed(value), interval="no interval")
+        return Cell(text=signed(value), interval="no interval", value=100 * value)
     tone = "go" if low > 0 else "no-go" if high < 0 else ""
-    return Cell(text=signed(value), interval=f"{signed(low)} {TO} {signed(high)}", tone=tone)
+    interval = f"{signed(low)} {TO} {signed(high)}"
+    return Cell(text=signed(value), interval=interval, tone=tone, value=100 * value, low=100 * low, high=100 * high)
 
 
 def signed(share: float) -> str:
@@ -51,7 +52,11 @@ def part_cell(part: int | None, whole: int | None, why: str = "not counted", cou
 
 def plain_share(value: float | None, why: str = "not recorded", count: str = "", digits: int = 3) -> Cell:
     """A share as a percentage without an interval, for what is no sample of independent units."""
-    return dash(why) if value is None else Cell(text=digits_of(round(100 * value, 4), digits), count=count)
+    return (
+        dash(why)
+        if value is None
+        else Cell(text=digits_of(round(100 * value, 4), digits), count=count, value=100 * value)
+    )
 
 
 def spread_cell(values: Iterable[float | None], why: str) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepwell.report.cells import Cell, Column, Row, Section, Table, dash
 from stepwell.report.folder import Record, RunData
@@ -131,4 +131,4 @@ def _rows(link: Link, graded: Sequence[Graded]) -> list[Row]:
 
 
 def _spanning(cell: Cell, rows: int) -> Cell:
-    return Cell(text=cell.text, interval=cell.interval, why=cell.why, tone=cell.tone, code=cell.code, rows=rows)
+    return replace(cell, rows=rows)

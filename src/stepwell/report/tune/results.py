@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from stepwell.report.cells import Cell, Chart, Column, Row, Section, Table, dash, joined, number, percent, plural
 from stepwell.report.folder import RunData
@@ -133,7 +134,7 @@ def _cut(one: Graded) -> Cell:
     tone = "alert" if text_of(one.result, "stops_warning") else ""
     if total:
         cell = share_cell(counted(sum(stops[name] for name in CUT), total), UNKNOWN, count=f"n {total:,}")
-        return Cell(text=cell.text, interval=cell.interval, count=cell.count, tone=tone)
+        return replace(cell, tone=tone)
     share = one.result.get("cut")
     return dash(UNKNOWN) if share is None else Cell(text=percent(share), interval="no interval", tone=tone)
 

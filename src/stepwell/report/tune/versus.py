@@ -19,6 +19,7 @@ from stepwell.report.cells import (
     number,
     percent,
     plural,
+    times_100,
 )
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import counted, grouped, point
@@ -165,12 +166,14 @@ def _bands(bands: Sequence[Record]) -> tuple[Table, ...]:
         share, verdict, flag = one.get("share"), text_of(one, "verdict"), text_of(one, "red_flag")
         low, high = one.get("share_low"), one.get("share_high")
         interval = "no interval" if low is None or high is None else f"{percent(low)}{TO}{percent(high)}"
+        value, least, most = map(times_100, (share, low, high))
         band = f"{100 * one['low']:.0f}{TO}{100 * one['high']:.0f}" if _known(one) else ""
         needed = one.get("needed")
         decided = "no number would decide" if verdict == "inconclusive" else "decided"
         cells = (
             Cell(text=text_of(one, "benchmark"), interval=one["job"].label), Cell(text=text_of(one, "outcome")),
-            dash("no item was compared") if share is None else Cell(text=percent(share), interval=interval),
+            dash("no item was compared") if share is None
+            else Cell(text=percent(share), interval=interval, value=value, low=least, high=most),
             number(one.get("n")), Cell(text=band) if band else dash("not recorded"),
             Cell(text=verdict, tone=TONES.get(verdict, "")) if verdict else dash("not recorded"),
             dash(decided) if needed is None else number(needed),

@@ -185,4 +185,4 @@ def _apart(f1: Mapping[Hashable, float], other: Line | None) -> Cell:
     if apart is None or apart.low is None or apart.high is None:
         return cell
     tone: Tone = "go" if apart.low > 0 else "no-go" if apart.high < 0 else ""
-    return Cell(text=cell.text, interval=cell.interval, tone=tone)
+    return replace(cell, tone=tone)

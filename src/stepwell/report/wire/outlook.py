@@ -42,7 +42,9 @@ def _cells(each: Outlook) -> tuple[Cell, ...]:
     told = Cell(text="cannot be forecast", why=made.refused)
     if made.value is not None and made.low is not None and made.high is not None:
         checked = "the longest training was foretold from the others" if made.checked else ""
-        told = Cell(text=percent(made.value), interval=f"{percent(made.low)} to {percent(made.high)}", why=checked)
+        value, low, high = (100 * end for end in (made.value, made.low, made.high))
+        interval = f"{percent(made.low)} to {percent(made.high)}"
+        told = Cell(text=percent(made.value), interval=interval, why=checked, value=value, low=low, high=high)
     return (
         Cell(text=each.arm, interval="" if each.vectors is None else f"vectors {each.vectors}"),
         Cell(text=METRICS[each.metric]),

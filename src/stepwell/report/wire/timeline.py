@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stepwell.analysis.wire import METRICS, Look, Training
 from stepwell.report.answered.reading import records_of
@@ -180,7 +180,9 @@ def _rows(metric: str, one: Placed, points: Sequence[tuple[float, float | None]]
 def _look(look: Look, step: bool = False) -> Cell:
     """A share in percent with its interval, and the step where that is not in the row."""
     told = f"step {look.step:,}" if step else ""
-    return Cell(text=percent(look.value), interval=f"{percent(look.low)}{TO}{percent(look.high)}", count=told)
+    value, low, high = (100 * end for end in (look.value, look.low, look.high))
+    interval = f"{percent(look.low)}{TO}{percent(look.high)}"
+    return Cell(text=percent(look.value), interval=interval, count=told, value=value, low=low, high=high)
 
 
 def _peaks(placed: Sequence[Placed]) -> tuple[Table, Table]:
@@ -223,7 +225,7 @@ def _ends(one: Placed, metric: str) -> tuple[Cell, Cell]:
         return dash("never looked at"), dash("never looked at")
     ratio, final = curve.final_over_peak, _look(curve.final)
     told = "" if ratio is None else f"{100 * ratio:.0f}% of the peak"
-    return _look(curve.peak, step=True), Cell(text=final.text, interval=final.interval, count=told)
+    return _look(curve.peak, step=True), replace(final, count=told)
 
 
 def _happened(placed: Sequence[Placed]) -> list[Table]:

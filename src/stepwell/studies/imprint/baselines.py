@@ -52,7 +52,7 @@ def baselines(params: BaselineParams, ctx: StageContext) -> None:
                 asked += _beginnings(params, ctx, backbone, space, item, target, modes, tuple(_ids(backbone, context)))
     nats = _nats(backbone, asked)
     for item, mode, tokens, fault in rows:
-        _write(params, ctx, item.id, mode, tokens, nats.get((item.id, mode), {}), fault)
+        _write(params, ctx, item, mode, tokens, nats.get((item.id, mode), {}), fault)
 
 
 def target_of(
@@ -117,14 +117,16 @@ def _nats(backbone: Any, asked: Sequence[Asked]) -> dict[tuple[str, str], dict[s
 
 
 def _write(
-    params: BaselineParams, ctx: StageContext, id: str, mode: str, tokens: int | None, nats: Mapping[str, float],
+    params: BaselineParams, ctx: StageContext, item: QA, mode: str, tokens: int | None, nats: Mapping[str, float],
     fault: str,
 ) -> None:  # fmt: skip
     drawn = [value for name, value in nats.items() if name.startswith("random-")]
     random, context = mean(drawn) if drawn else None, nats.get("full_context")
     bar, why = bar_of(params, random, context)
+    if why and not item.question:
+        why = "no full context and no text prompt: this is a text by itself, without a question"
     ctx.write(
-        "baseline", id=id, mode=mode, tokens=tokens, random=random, random_low=min(drawn, default=None),
+        "baseline", id=item.id, mode=mode, tokens=tokens, random=random, random_low=min(drawn, default=None),
         random_high=max(drawn, default=None), full_context=context, random_token=nats.get("random_token"),
         text_prompt=nats.get("text_prompt"), nothing=nats.get("nothing"), bar=bar, why=fault or why,
     )  # fmt: skip
