@@ -283,11 +283,11 @@ def test_the_live_table_can_be_drawn_at_any_time(toy: Path) -> None:
     from stepwell.runner import JobStatus
 
     rows = [
-        JobStatus(job="a", stage="s", axes={}, state="waiting"),
+        JobStatus(job="a", stage="train", axes={}, state="waiting"),
         JobStatus(
-            job="b", stage="s", axes={}, state="running", done=5, total=20, seconds=100.0, fields={"loss": 0.123456}
+            job="b", stage="train", axes={}, state="running", done=5, total=20, seconds=100.0, fields={"loss": 0.123456}
         ),
-        JobStatus(job="c", stage="s", axes={}, state="failed", seconds=7.0, message="[red]cause\nmore"),
+        JobStatus(job="c", stage="train", axes={}, state="failed", seconds=7.0, message="[red]cause\nmore"),
     ]
     output = console()
     with output.capture() as captured:
@@ -295,7 +295,7 @@ def test_the_live_table_can_be_drawn_at_any_time(toy: Path) -> None:
         output.print(jobs(rows, load_plan(toy / "toy.yaml", rung="demo", overrides=overrides), 107 / 3600))
     text = captured.get()
     assert "0 of 3 jobs done" in text and "1.07 USD so far of a budget of 90 USD" in " ".join(text.split())
-    assert "5.0 min" in text  # 100 s for 5 steps: 300 s for the 15 that are left
+    assert "5.0 min, 3.00 USD" in text  # 100 s for 5 steps: 300 s for the 15 that are left
     assert "loss 0.1235" in text
     assert "[red]cause" in text and "more" not in text
     assert [duration(s) for s in (None, 0, 0.5, 45, 90, 7200)] == [

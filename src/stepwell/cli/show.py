@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stepwell import kinds
+
 if TYPE_CHECKING:
     from stepwell.audit.data import FileAudit
     from stepwell.estimate import Estimate
@@ -162,13 +164,17 @@ def _memory(cost: Estimate) -> list[str]:
 
 
 def jobs(rows: Sequence[JobStatus], plan: Plan, spent_hours: float | None) -> Table:
-    """The live table: one row a job, and below it the time, the device hours and the price so far, and the budget."""
+    """The live table: one row a job, and below it the time, the device hours and the price so far, and the budget.
+
+    What is left of a job, in time and price, follows from the steps that it has done.
+    """
 
     def row(job: JobStatus) -> tuple[Any, ...]:
         total = f"{job.done}/{job.total}" if job.total else ""
         left = ""
         if job.state == "running" and job.done and job.total and job.seconds is not None:
-            left = duration(job.seconds * (job.total - job.done) / job.done)
+            seconds = job.seconds * (job.total - job.done) / job.done
+            left = duration(seconds) + _price(seconds, job, plan)
         fields = "  ".join(f"{key} {_short(value)}" for key, value in job.fields.items())
         told = fields or job.message.partition("\n")[0]
         if job.alert:
@@ -179,6 +185,14 @@ def jobs(rows: Sequence[JobStatus], plan: Plan, spent_hours: float | None) -> Ta
     made = table(("job", "state", "steps", "time", "left", ""), map(row, rows), right=("steps", "time", "left"))
     made.caption, made.caption_justify = _so_far(rows, plan, spent_hours), "left"
     return made
+
+
+def _price(seconds: float, job: JobStatus, plan: Plan) -> str:
+    """What the devices of a job cost in so much time, where the plan has a price."""
+    if plan.hourly_price is None:
+        return ""
+    devices = kinds.kind(plan.stage(job.stage).kind).holds(plan.devices)
+    return f", {seconds / 3600 * devices * plan.hourly_price:.2f} {plan.currency}"
 
 
 def _so_far(rows: Sequence[JobStatus], plan: Plan, spent_hours: float | None) -> str:
