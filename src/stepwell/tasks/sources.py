@@ -117,7 +117,7 @@ def hub_entries(name: str, config: str | None, split: str) -> list[Entry]:
     except ImportError:
         raise StepwellError(
             "a data set of the hub needs the package datasets, which is not installed",
-            "pip install datasets, or name a file",
+            "pip install 'stepwell[data]', or name a file",
             path=name,
         ) from None
     try:
