@@ -51,7 +51,7 @@ test: lint  ## ruff, pyright and all tests that are not slow
 
 chaos: setup  ## kills, full disks, clock jumps, lost connections, several devices: minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m slow tests/chaos \
-	  tests/studies/test_devices.py tests/studies/test_imprint_chunks.py --ignore tests/chaos/test_engines_equal.py
+	  tests/studies/test_devices.py tests/studies/test_imprint_chunks.py tests/test_sharding.py --ignore tests/chaos/test_engines_equal.py
 
 engines: setup  ## all studies on every engine, with equal records: minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/chaos/test_engines_equal.py

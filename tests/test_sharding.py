@@ -33,6 +33,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads((folder / "found.json").read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parts")
 @pytest.mark.parametrize("architecture", CASES)
 def test_training_in_parts_is_training_a_whole(found: dict[str, Any], architecture: str) -> None:
     """Chains of thoughts with looks in between, a clip, AdamW, and a checkpoint that another model goes on from."""
@@ -43,6 +45,8 @@ def test_training_in_parts_is_training_a_whole(found: dict[str, Any], architectu
     assert one["read_back"]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("parts")
 @pytest.mark.parametrize("architecture", CASES)
 def test_no_layer_is_whole_while_another_computes(found: dict[str, Any], architecture: str) -> None:
     one = found[architecture]
@@ -50,8 +54,13 @@ def test_no_layer_is_whole_while_another_computes(found: dict[str, Any], archite
     assert one["told"]["processes"] == 3 and one["told"]["held"] < 0.6 * one["told"]["weights"]
 
 
-def test_what_cannot_be_held_in_parts_is_refused(found: dict[str, Any]) -> None:
+@pytest.mark.slow
+@pytest.mark.xdist_group("parts")
+def test_muon_is_refused_where_matrices_are_in_parts(found: dict[str, Any]) -> None:
     assert found["gpt2"]["muon"] == "Muon needs whole matrices, and `shard` gives each process a part of them"
+
+
+def test_what_cannot_be_held_in_parts_is_refused() -> None:
     with pytest.raises(StepwellError, match="set `devices` to 2 at least"):
         shard(nn.Linear(2, 2), Ranks(), "cpu")
     with pytest.raises(StepwellError, match="Linear has no list of layers"):
