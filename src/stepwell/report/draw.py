@@ -232,7 +232,9 @@ def _heat(chart: Chart, heat: Heat) -> go.Figure:
             hoverongaps=False,
         )
     )
-    drawn.update_layout(height=24 * len(heat.y) + 100, margin={"l": 8, "r": 8, "t": 8, "b": 60})
+    # Long names stand at an angle, and need room below.
+    below = max(60, 34 + 3 * max((len(name) for name in heat.x), default=0))
+    drawn.update_layout(height=24 * len(heat.y) + 40 + below, margin={"l": 8, "r": 8, "t": 8, "b": below})
     names = [[html.escape(name) for name in axis] for axis in (heat.x, heat.y)]
     drawn.update_xaxes(tickvals=list(range(len(heat.x))), ticktext=names[0], title_text=html.escape(chart.x_title))
     drawn.update_xaxes(title_font_size=11, tickfont_size=10, showgrid=False)
