@@ -118,7 +118,6 @@ def when_saved(folder: Path, act: Callable[[], None]) -> threading.Thread:
     "study",
     [
         pytest.param(of_thoughts, id="thoughts"),
-        pytest.param(of_text, id="text"),
         pytest.param(of_wire, id="wire"),
         pytest.param(of_tune, id="tune"),
     ],
@@ -159,28 +158,15 @@ def test_a_killed_process_takes_the_job_back_to_its_checkpoint(whole: tuple[Plan
     assert not processes_of(folder)
 
 
-def stopped_and_gone_on_with(plan: Plan, folder: Path) -> None:
+def test_all_processes_stop_together_and_go_on(whole: tuple[Plan, Path], tmp_path: Path) -> None:
+    (plan, left_alone), folder = whole, tmp_path / "stopped"
     watcher = when_saved(folder, (folder / "stop").touch)
     with pytest.raises(Interrupted, match="the run was stopped, as asked"):
         run(plan, folder)
     watcher.join()
     assert not (folder / "jobs" / "train.continuous.0.json").exists()
     run(plan, folder)
-    assert not (folder / "stop").exists() and len(events_of(folder, "job-restored")) == 1
-
-
-def test_all_processes_stop_together_and_go_on(whole: tuple[Plan, Path], tmp_path: Path) -> None:
-    (plan, left_alone), folder = whole, tmp_path / "stopped"
-    stopped_and_gone_on_with(plan, folder)
-    assert contents(folder) == contents(left_alone)
-
-
-@pytest.mark.slow
-def test_a_model_in_parts_goes_on_from_its_checkpoint(model: Path, tmp_path: Path) -> None:
-    plan = on(of_thoughts(model, "train.steps=40"), 2, shard=True)
-    run(plan, tmp_path / "left-alone")
-    stopped_and_gone_on_with(plan, tmp_path / "stopped")
-    assert contents(tmp_path / "stopped") == contents(tmp_path / "left-alone")
+    assert not (folder / "stop").exists() and contents(folder) == contents(left_alone)
 
 
 @pytest.mark.slow
