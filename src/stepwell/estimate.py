@@ -13,8 +13,7 @@ from typing import Any
 from stepwell import kinds
 from stepwell.devices import Device, Memory, Work, find_device
 from stepwell.plan import Job, Plan, jobs
-from stepwell.plan.check import params_of
-from stepwell.spec import Spec
+from stepwell.plan.check import params_needed, params_of
 
 __all__ = ["Estimate", "StageEstimate", "Work", "at_once", "device_of", "estimate", "hours_alone", "works"]
 
@@ -141,12 +140,4 @@ def _work(plan: Plan, stage: str, axes: Mapping[str, Any]) -> Work | None:
     reference = kinds.kind(plan.stage(stage).kind).estimate
     if reference is None:
         return None
-    return kinds.resolve(reference)(params_of(plan.stage(stage)), axes, _inputs(plan, stage))
-
-
-def _inputs(plan: Plan, stage: str) -> dict[str, Spec]:
-    """The parameters of every stage that this one needs, directly or not."""
-    found: dict[str, Spec] = {}
-    for need in plan.stage(stage).needs:
-        found |= {need: params_of(plan.stage(need))} | _inputs(plan, need)
-    return found
+    return kinds.resolve(reference)(params_of(plan.stage(stage)), axes, params_needed(plan, plan.stage(stage)))

@@ -46,6 +46,14 @@ def params_of(stage: StageSpec) -> Spec:
     return kinds.kind(stage.kind).params.model_validate(stage.params)
 
 
+def params_needed(plan: Plan, stage: StageSpec) -> dict[str, Spec]:
+    """The parameters of every stage that this one needs, directly or not."""
+    found: dict[str, Spec] = {}
+    for name in stage.needs:
+        found |= {name: params_of(plan.stage(name))} | params_needed(plan, plan.stage(name))
+    return found
+
+
 def _extensions(plan: Plan) -> Iterator[Problem]:
     for index, name in enumerate(plan.extensions):
         try:
@@ -186,16 +194,11 @@ def _kinds(plan: Plan) -> Iterator[Problem]:
 
 
 def _across(plan: Plan) -> Iterator[Problem]:
-    params = {stage.name: params_of(stage) for stage in plan.stages}
     for index, stage in enumerate(plan.stages):
-        mine = params[stage.name]
+        mine = params_of(stage)
         if isinstance(mine, ChecksNeeds):
-            for problem in mine.problems({name: params[name] for name in _needed(plan, stage)}):
+            for problem in mine.problems(params_needed(plan, stage)):
                 yield Problem(("stages", index, "params", *problem.keys), problem.text)
-
-
-def _needed(plan: Plan, stage: StageSpec) -> set[str]:
-    return set(stage.needs).union(*(_needed(plan, plan.stage(need)) for need in stage.needs))
 
 
 def _needs_match(plan: Plan, stage: StageSpec, at: Keys) -> Iterator[Problem]:

@@ -97,7 +97,7 @@ def train(params: TrainParams, ctx: StageContext) -> None:
     attempt = state["attempt"] if state else 0
     while True:
         seed = ctx.seed + 7_777_777 * attempt
-        built = _placed(build(model, arm, seed=seed, device="cpu" if ctx.shard else ctx.device), ctx)
+        built = _placed(_loaded(model, arm, seed, ctx), ctx)
         readers = {name: built.reader(data, name) for name in ("train", "steer")}
         stream = ThoughtStream(
             readers["train"], arm, batch_size=params.batch_size, accumulation=params.accumulation, seed=seed
@@ -136,7 +136,7 @@ def _take(stage: int, model: ModelParams, arm: Arm, data: Path, ctx: StageContex
             "Give the stage that the checkpoint was trained to, or the curriculum that it was trained with.",
             stage=ctx.job.id,
         )
-    built = _placed(build(model, arm, seed=ctx.seed, device="cpu" if ctx.shard else ctx.device), ctx)
+    built = _placed(_loaded(model, arm, ctx.seed, ctx), ctx)
     taken = ThoughtModel(built=built, steer=built.reader(data, "steer"), seed=ctx.seed)
     _finish(model, arm, taken, Progress(stage=stage), ctx)
 
@@ -180,10 +180,15 @@ def _rescore(
 
 def reloaded(model: ModelParams, arm: Arm, path: Path, ctx: StageContext) -> Built:
     """The model of a weights file, in evaluation mode; in parts where the processes of the job hold it so."""
-    built = build(model, arm, seed=0, device="cpu" if ctx.shard else ctx.device)
+    built = _loaded(model, arm, 0, ctx)
     load_weights(built.thoughts, path)
     built.thoughts.eval()
     return _placed(built, ctx)
+
+
+def _loaded(model: ModelParams, arm: Arm, seed: int, ctx: StageContext) -> Built:
+    """A model on its device; on the CPU, where no device holds it whole."""
+    return build(model, arm, seed=seed, device="cpu" if ctx.shard else ctx.device)
 
 
 def _placed(built: Built, ctx: StageContext) -> Built:
