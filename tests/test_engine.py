@@ -21,7 +21,7 @@ from stepwell.errors import StageFailed, StepwellError
 from stepwell.plan import Job, Plan, jobs
 from stepwell.runner import job_fingerprints, run
 from stepwell.stage import Memory, StageContext
-from stepwell.store import RunFolder, read_records
+from stepwell.store import JobStore, RunFolder, read_records
 from toy import SOURCE, TOY, contents, events_of, marker, one_stage, started, toy_plan, until
 
 
@@ -138,6 +138,34 @@ def test_a_dead_worker_is_retried_once_and_goes_on(tmp_path: Path):
     records = (tmp_path / "died" / "records" / "only.jsonl").read_bytes()
     assert restored["records_bytes"] == len(b"".join(records.splitlines(keepends=True)[:8]))
     assert records == (tmp_path / "clean" / "records" / "only.jsonl").read_bytes()
+
+
+DIES_BEHIND_ITS_MARKER = """
+import os, signal
+from stepwell.store import JobStore
+
+finish = JobStore.finish
+
+def die(self):
+    finish(self)
+    if os.environ["RUNNER"] != str(os.getpid()):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+JobStore.finish = die
+"""
+
+
+def test_a_worker_that_dies_behind_its_marker_has_done_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "dies_behind_its_marker.py").write_text(DIES_BEHIND_ITS_MARKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RUNNER", str(os.getpid()))
+    monkeypatch.setattr(JobStore, "finish", JobStore.finish)  # put back at the end: this process imports it too
+    plan = one_stage("toy.walk", engine="process")
+    plan = plan.model_copy(update={"extensions": (*plan.extensions, "dies_behind_its_marker")})
+    assert run(plan, tmp_path / "run").jobs == {"only": "done"}
+    assert started(tmp_path / "run") == ["only"] and events_of(tmp_path / "run", "job-retried") == []
+    (done,) = events_of(tmp_path / "run", "job-done")
+    assert done["seconds"] > 0
 
 
 def test_a_worker_that_dies_twice_fails_its_job(tmp_path: Path):

@@ -452,6 +452,37 @@ def test_status_tells_what_is_going_on(tmp_path: Path):
     assert [row.state for row in status(folder)] == ["done"] * 4
 
 
+def test_a_job_whose_end_was_not_logged_is_done_all_the_same(tmp_path: Path):
+    """Killed between the marker and its event, and once more before the marker was looked at."""
+    folder = tmp_path / "run"
+    run(toy_plan(), folder)
+    log = folder / "events.jsonl"
+    lines = [line for line in log.read_text().splitlines() if json.loads(line)["event"] != "run-done"]
+    ends = [at for at, line in enumerate(lines) if json.loads(line)["event"] == "job-done"]
+    took = json.loads(lines.pop(ends[-1]))
+    before = contents(folder)
+    for more in ([], ['{"time": "2026-01-01T10:00:00.000+00:00", "event": "run-started"}']):
+        log.write_text("".join(line + "\n" for line in [*lines, *more]))
+        row = status(folder)[-1]
+        assert (row.job, row.state, row.seconds, row.message) == (took["job"], "done", took["seconds"], "")
+    run(toy_plan(), folder)
+    assert started(folder) == ALL and contents(folder) == before
+    ends = [event for event in events_of(folder, "job-done") if event["job"] == took["job"]]
+    assert [event["seconds"] for event in ends] == [took["seconds"]]
+    assert status(folder)[-1].seconds == took["seconds"]
+    run(toy_plan(), folder)
+    assert len(events_of(folder, "job-done")) == len(ALL)
+
+
+def test_a_job_that_is_to_run_again_is_not_called_done(tmp_path: Path):
+    folder = tmp_path / "run"
+    run(toy_plan(), folder)
+    append_event(folder / "events.jsonl", "job-rerun", job="walk.0", reason="its stage was changed")
+    assert [row.state for row in status(folder)] == ["waiting", "done", "done", "done"]
+    run(toy_plan(), folder)
+    assert started(folder) == ALL
+
+
 def test_a_run_needs_little_beyond_its_stages(tmp_path: Path):
     """A record and a call of `progress` cost about 10 microseconds; the bound leaves room for a busy machine."""
     run(one_stage("toy.walk", steps=20_000, save_every=100_000), tmp_path / "run")

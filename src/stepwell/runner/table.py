@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def status(folder: Path | str) -> list[JobStatus]:
         for job in jobs(run.read_plan())
     }
     began: dict[str, datetime.datetime] = {}
+    stale: set[str] = set()
     for event in read_events(run.events_path):
         if event["event"] == "run-started":
             rows = {name: row if row.state == "done" else _again(row) for name, row in rows.items()}
@@ -67,9 +68,18 @@ def status(folder: Path | str) -> list[JobStatus]:
             name = event["job"]
             if event["event"] == "job-started":
                 began[name] = datetime.datetime.fromisoformat(event["time"])
+                stale.discard(name)
+            elif event["event"] == "job-rerun":
+                stale.add(name)  # its marker lies there until the job begins anew
             rows[name] = _follow(rows[name], event)
     alive = is_held(run.path / "lock")
-    return [_as_found(run, row, began.get(name), alive) for name, row in rows.items()]
+    return [row if name in stale else _as_found(run, row, began.get(name), alive) for name, row in rows.items()]
+
+
+def unsaid(events: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Jobs that began, and whose end no session of the run lived to log."""
+    last = {event["job"]: event["event"] for event in events if event["event"] in ("job-started", *ENDS)}
+    return {job for job, event in last.items() if event == "job-started"}
 
 
 def _anew(row: JobStatus) -> JobStatus:
@@ -100,13 +110,14 @@ def _follow(row: JobStatus, event: Mapping[str, Any]) -> JobStatus:
 
 def _as_found(run: RunFolder, row: JobStatus, began: datetime.datetime | None, alive: bool) -> JobStatus:
     """The row once the folder itself is asked: a killed run wrote no last word, and a marker says done."""
-    if row.state != "running":
-        gone = row.state == "done" and not run.marker_path(row.job).exists()
-        return replace(row, state="waiting", message="its done marker is missing") if gone else row
-    if not alive:
-        finished = run.marker_path(row.job).exists()
-        return replace(row, state="done" if finished else "stopped", message="" if finished else "the run was killed")
-    if began is not None:
+    marker = run.marker(row.job)
+    if row.state == "done" and marker is None:
+        return replace(row, state="waiting", message="its done marker is missing")
+    if marker is not None and (row.state == "waiting" or (row.state == "running" and not alive)):
+        return replace(row, state="done", seconds=marker.get("seconds"), message="")
+    if row.state == "running" and not alive:
+        return replace(row, state="stopped", message="the run was killed")
+    if row.state == "running" and began is not None:
         seconds = (datetime.datetime.now(datetime.UTC) - began).total_seconds()
         return replace(row, seconds=round(max(0.0, seconds), 3))
     return row

@@ -18,9 +18,11 @@ from stepwell.plan import GateSpec, Job, Plan
 from stepwell.runner.budget import Watch
 from stepwell.runner.schedule import JobState, Schedule
 from stepwell.runner.signals import StopRequest, stopping
+from stepwell.runner.table import unsaid
 from stepwell.store import (
     RunFolder,
     override_of,
+    read_events,
     read_records,
     write_atomically,
 )
@@ -74,6 +76,7 @@ class Walk:
         self.failures: list[tuple[str, Outcome]] = []
         self.verdicts: dict[str, Verdict] = {}
         self.checked: set[str] = set()
+        self.unsaid = unsaid(read_events(folder.events_path))
 
     def to_the_end(self, resumed: bool) -> RunResult:
         """Walk until nothing can run any more."""
@@ -138,6 +141,8 @@ class Walk:
                 if fault is None:
                     self.folder.drop_checkpoint(job.id)  # a run killed right behind the marker has left it
                     self.schedule.state[job.id] = "done"
+                    if job.id in self.unsaid:
+                        self._say_done(job)
                     found = True
                     continue
                 if self.folder.marker_path(job.id).exists():
@@ -167,9 +172,11 @@ class Walk:
         outcome = handle.outcome
         assert outcome is not None
         seconds = round(time.monotonic() - began, 3)
+        if outcome.state == "died" and self.folder.fault(job, self.identities[job.id]) is None:
+            outcome = Outcome(state="done")  # right behind its marker: nothing is lost, and nothing to be retried
         if outcome.state == "done":
             self.schedule.state[job.id] = "done"
-            self.folder.event("job-done", job=job.id, seconds=seconds)
+            self._say_done(job)
         elif outcome.state == "stopped" or (outcome.state == "died" and (request.count or self.watch.asked)):
             self.schedule.state[job.id] = "stopped"
             self.folder.event("job-stopped", job=job.id, seconds=seconds)
@@ -184,6 +191,10 @@ class Walk:
             log = log_of(handle.call).relative_to(self.folder.path).as_posix()
             facts = {"cause": outcome.cause, "traceback": outcome.traceback, "log": log}
             self.folder.event("job-failed", job=job.id, seconds=seconds, **facts)
+
+    def _say_done(self, job: Job) -> None:
+        """How long it took is what its worker counted, without its time in a queue."""
+        self.folder.event("job-done", job=job.id, seconds=(self.folder.marker(job.id) or {}).get("seconds"))
 
     def _decide(self, gate: GateSpec) -> bool:
         from stepwell.gate import decide

@@ -134,8 +134,13 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
-    def write_marker(self, job: Job, job_fingerprint: str, records: Mapping[str, Any]) -> dict[str, Any]:
-        """Declare a job done: hash and flush what it left, then write the marker in one go."""
+    def write_marker(
+        self, job: Job, job_fingerprint: str, records: Mapping[str, Any], *, seconds: float
+    ) -> dict[str, Any]:
+        """Declare a job done: hash and flush what it left, then write the marker in one go.
+
+        The seconds of its last attempt stand in it: a run killed right behind the marker has them from nowhere else.
+        """
         folder = self.artifacts(job.id)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         content = {
@@ -155,6 +160,7 @@ class RunFolder:
             "axes": dict(job.axes),
             "fingerprint": job_fingerprint,
             "inputs": {need: (self.marker(need) or {}).get("content") for need in job.needs},
+            "seconds": round(seconds, 3),
             "content": fingerprint(content),
             **content,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class JobStore:
         self._checkpoint = run.checkpoint(job.id)
         self._owner = run.checkpoints(job.id) / "job.json"
         self._writer: RecordWriter | None = None
+        self._began = time.monotonic()
 
     def begin(self) -> None:
         """Prepare to start or to go on: what an earlier version of the job left is cleared."""
@@ -93,7 +95,7 @@ class JobStore:
         self._writer.sync()
         writer = self._writer
         facts = {"sha256": writer.sha256, "bytes": writer.bytes, "lines": writer.lines}
-        self.run.write_marker(self.job, self.fingerprint, facts)
+        self.run.write_marker(self.job, self.fingerprint, facts, seconds=time.monotonic() - self._began)
         self.run.drop_checkpoint(self.job.id)
 
     def close(self) -> None:
