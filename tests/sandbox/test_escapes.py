@@ -113,6 +113,17 @@ def test_what_gets_out_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "1 probes, 1 got out: execute nothing here" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_probe_that_ran_out_of_time_is_tried_again_alone(ends: bool, monkeypatch: pytest.MonkeyPatch):
+    """Planted: one that needs a second, of which it has a tenth at first, and one that never ends."""
+    need_sandbox()
+    monkeypatch.setattr(check, "PATIENCE", 100 if ends else 5)
+    seconds = 1 if ends else 600
+    monkeypatch.setattr(Probe, "code", lambda self: f"import time\ntime.sleep({seconds})\nescape = lambda arena: ''\n")
+    found = check.check([Probe(name="network", what="a slow one", seconds=0.1)])
+    assert found.ok == ends and found.findings[0].status == ("passed" if ends else "timeout")
+
+
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_process_that_is_dying_is_not_left_behind(stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check, "DYING_SECONDS", 0.5 if stays else 60)

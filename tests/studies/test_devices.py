@@ -144,6 +144,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, 
     return plan, folder
 
 
+@pytest.mark.slow
 def test_a_killed_process_takes_the_job_back_to_its_checkpoint(whole: tuple[Plan, Path], tmp_path: Path) -> None:
     """The other process does not wait for ever, and the job's second attempt ends as one that was left alone."""
     (plan, left_alone), folder = whole, tmp_path / "killed"
@@ -158,6 +159,7 @@ def test_a_killed_process_takes_the_job_back_to_its_checkpoint(whole: tuple[Plan
     assert not processes_of(folder)
 
 
+@pytest.mark.slow
 def test_all_processes_stop_together_and_go_on(whole: tuple[Plan, Path], tmp_path: Path) -> None:
     (plan, left_alone), folder = whole, tmp_path / "stopped"
     watcher = when_saved(folder, (folder / "stop").touch)

@@ -2,88 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import contents, events, started, tiny, write_plan
+from tiny import contents, events, started, tiny
 
 import stepwell.store.job
 from stepwell.plan import Plan
 from stepwell.runner import run
-
-SOURCE = Path(__file__).resolve().parents[2] / "src"
-# Long enough to be hit, with something to lose: dropout and moments in text, a changing number of thoughts in both.
-LONG = ("train.steps=60", "train.checkpoint_every=3", "data.n_test=100", "model.curriculum.max_steps=12")
-
-
-def begin(plan_file: Path, folder: Path) -> subprocess.Popen[str]:
-    """`stepwell run` in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "stepwell", "run", str(plan_file), "--out", str(folder), "--quiet"],
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    )
-
-
-def until(ready: Callable[[], object], process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def in_training(folder: Path, job: str) -> bool:
-    return (folder / "checkpoints" / job / "last.ckpt").exists()
-
-
-def in_evaluation(folder: Path, job: str) -> bool:
-    path = folder / "records" / f"{job}.jsonl"
-    return path.exists() and path.stat().st_size > 0
 
 
 def reference(plan: Plan, folder: Path) -> dict[str, str]:
     """Records and artifacts of an unkilled run, in this process."""
     run(plan, folder)
     return contents(folder)
-
-
-def killed_at(plan_file: Path, folder: Path, moments: list[tuple[Callable[[Path, str], bool], str, float]]) -> None:
-    """Begin again and again; SIGKILL some seconds after each moment. Then to the end."""
-    for reached, job, seconds in moments:
-        process = begin(plan_file, folder)
-        until(lambda reached=reached, job=job: reached(folder, job), process)
-        time.sleep(seconds)
-        process.kill()  # does nothing where it has ended before the moment came
-        process.communicate()
-    process = begin(plan_file, folder)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode in (0, 1, 2), errors
-    assert errors == ""
-
-
-def test_killed_in_training_and_in_evaluation_the_records_are_the_same(tmp_path: Path) -> None:
-    plan = tiny("engine=inline", *LONG, arms=("continuous",))
-    wanted = reference(plan, tmp_path / "whole")
-    rng = random.Random(5)
-    moments = [
-        (in_training, "train.continuous.0", rng.uniform(0.0, 0.5)),
-        (in_evaluation, "intervene.continuous.0", rng.uniform(0.0, 0.2)),
-    ]
-    folder = tmp_path / "killed"
-    killed_at(write_plan(plan, tmp_path / "tiny.yaml"), folder, moments)
-    assert contents(folder) == wanted
-    restored = [event["job"] for event in events(folder, "job-restored")]
-    assert restored == ["train.continuous.0"], "the kill hit nothing: the test tests nothing"
-    assert started(folder).count("intervene.continuous.0") == 2
-    assert started(folder).count("data") == started(folder).count("model.continuous") == 1
 
 
 class Killed(BaseException):
