@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -420,14 +421,14 @@ def test_a_seed_gives_the_weights_and_leaves_the_random_state_alone(shape: Shape
 def test_added_tokens_copy_a_row(shape: Shape, tied: bool):
     shape = Shape(**{**vars(shape), "tied": tied})
     backbone = in_float64(shape)
-    before = backbone.embed(torch.arange(61)).clone()
+    before = backbone.embed(torch.arange(61)[None]).clone()
     head = backbone.model.get_output_embeddings().weight[:61].clone()
     state = torch.get_rng_state()
     ids = backbone.add_tokens(["<|a|>", "<|b|>", "<|c|>"], copy_from=7)
     assert torch.equal(torch.get_rng_state(), state)
     assert ids == (61, 62, 63) and backbone.vocabulary == 64
-    close(backbone.embed(torch.arange(61)), before)
-    close(backbone.embed(torch.tensor(ids)), before[[7, 7, 7]])
+    close(backbone.embed(torch.arange(61)[None]), before)
+    close(backbone.embed(torch.tensor([ids])), before[:, [7, 7, 7]])
     close(backbone.model.get_output_embeddings().weight, torch.cat((head, head[[7, 7, 7]])))
     tie = backbone.model.get_output_embeddings().weight is backbone.model.get_input_embeddings().weight
     assert tie == tied
@@ -451,13 +452,13 @@ def test_added_tokens_are_the_tokenizers_too(tmp_path: Path):
     ids = backbone.add_tokens(["<|latent|>", "rat"])
     # The model has spare rows, so it does not grow; a word already known keeps its row.
     assert ids == (5, 4) and backbone.vocabulary == 61
-    embedded = backbone.embed(torch.arange(6))
+    (embedded,) = backbone.embed(torch.arange(6)[None])
     close(embedded[5], embedded[2])
     assert (embedded[4] - embedded[2]).abs().max() > 1e-3
     with torch.no_grad():
         backbone.model.get_input_embeddings().weight[5] += 1.0
     assert backbone.add_tokens(["<|latent|>"], copy_from="every") == (5,)
-    close(backbone.embed(torch.tensor([5])), embedded[5:6] + 1.0)
+    close(backbone.embed(torch.tensor([[5]])), embedded[None, 5:6] + 1.0)
     backbone.tokenizer = word_tokenizer(["<unk>", "<eos>", "every"])
     assert backbone.copy_source() == 1
     for token in ("<<", 61, -1):
@@ -578,6 +579,7 @@ def test_saving_where_it_cannot_be_is_refused(tmp_path: Path):
 # Bad calls.
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_shapes_that_do_not_fit_are_named(backbone: HFBackbone):
     ids, positions, mask = padded(backbone)
     embeds = backbone.embed(ids)
@@ -689,20 +691,12 @@ def test_a_coconut_checkpoint_that_does_not_fit_is_named(meta_checkpoint: tuple[
         load_coconut_checkpoint(path, before)
 
 
-def test_shapes_are_checked_at_the_boundary(shape: Shape):
-    """The annotations of the methods hold when they are checked at run time."""
-    from beartype import beartype
-    from jaxtyping import jaxtyped
-
-    class Checked(HFBackbone):
-        embed = jaxtyped(HFBackbone.embed, typechecker=beartype)
-        logits = jaxtyped(HFBackbone.logits, typechecker=beartype)
-
+def test_shapes_are_checked_in_tests(shape: Shape):
+    """The import hook is at work: what annotations say of arrays holds at every call of a test."""
     backbone = HFBackbone.from_shape(shape, device="cpu")
-    checked = Checked(backbone.model)
-    assert checked.logits(checked.embed(torch.tensor([[1, 2]]))).shape == (1, 2, 61)
-    with pytest.raises(Exception, match="ids"):
-        checked.embed(torch.tensor([1, 2]))
+    assert backbone.logits(backbone.embed(torch.tensor([[1, 2]]))).shape == (1, 2, 61)
+    with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'ids'"):
+        backbone.embed(torch.tensor([1, 2]))
 
 
 def test_a_folder_can_be_copied(saved: Path, tmp_path: Path):

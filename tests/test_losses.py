@@ -433,6 +433,7 @@ def test_rows_of_the_table_lie_near_it_and_vectors_from_elsewhere_do_not():
         TableMoments.of(torch.cat((table, torch.ones(500, 1)), 1))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_shapes_that_do_not_fit_are_refused():
     embeds, real = random(2, 5, D), ones(5, 2)
     calls: list[Any] = [

@@ -218,8 +218,12 @@ def test_distances_to_tokens_by_brute_force():
     assert found.cosine[4] is None
     assert found.norm[0] == pytest.approx(float(vectors[0].norm() / table.norm(dim=1).mean()))
     assert token_distance(vectors, torch.zeros(3, 6)).norm == (None,) * 5
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_table_of_another_width_is_refused():
     with pytest.raises(ValueError, match=r"a table of shape \(9001, 6\)"):
-        token_distance(drawn(1, 5), table)
+        token_distance(drawn(1, 5), drawn(9001, 6))
 
 
 def test_similarity_of_problems():

@@ -43,9 +43,7 @@ def test_a_steps_gradient_is_the_one_written_out_in_float64(meta: Maml, pack: bo
     total, tokens = 0.0, 0
     summed, plain = ({name: torch.zeros((), dtype=torch.float64) for name in reference.names} for _ in range(2))
     for batch in batches:
-        support, query = (
-            conversations_in(replace(batch, examples=part)) for part in (batch.examples[:rows], batch.examples[rows:])
-        )
+        support, query = (conversations_in(batch.rows(part)) for part in (slice(None, rows), slice(rows, None)))
         assert support and query and len(support) + len(query) == len(conversations_in(batch))
         (before, after, nats), count, gradient = reference.task(meta, support, query, adapting)
         assert after < before
