@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,7 @@ def _dangerous_call(node: ast.Call) -> Iterator[str]:
         yield f"calls {called} with shell=True"
 
 
+@cache
 def parsed() -> dict[str, tuple[ast.Module, bool]]:
     return {
         name: (ast.parse(path.read_text(encoding="utf-8"), filename=str(path)), path.name == "__init__.py")

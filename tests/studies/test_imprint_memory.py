@@ -24,7 +24,7 @@ def test_what_a_pass_keeps_is_estimated_within_a_factor(precision: Any) -> None:
     backbone = HFBackbone.from_shape(shape, precision=precision, device="cpu")
     ids = tuple(range(2, 2 + LENGTH))
     problems = [Problem(id=f"p{i}", targets=(Target(ids=ids, mode="ask"),)) for i in range(PAIRS)]
-    modes = {"ask": backbone.embed(torch.tensor([50]))[0].detach()}
+    modes = {"ask": backbone.embed(torch.tensor([[50]]))[0, 0].detach()}
     known = reader_of(backbone, longest=0)
     with frozen(backbone):
         (rows,) = rows_of(backbone, [problem.targets for problem in problems], modes, SLOTS, 10_000)
