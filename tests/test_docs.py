@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,28 @@ def test_every_plan_shown_loads_with_its_rung_and_overrides(page: str, line: str
 def test_the_readme_shows_the_commands_and_the_demo():
     assert any(page == "README.md" for page, _ in commands("stepwell"))
     assert [line for page, line in commands("make") if page == "README.md"] == ["make demo", "make test"]
+
+
+def short_lines() -> list[str]:
+    """README's commands but those that run a whole rung: `make engines` runs these, made small."""
+    return [line for page, line in commands("stepwell") if page == "README.md" and " run " not in line]
+
+
+@pytest.mark.parametrize("line", short_lines())
+def test_the_readmes_commands_do_what_they_say(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Callable[[str], Path]
+):
+    from stepwell.cli import run
+
+    monkeypatch.syspath_prepend(ROOT / "tests" / "merging")
+    monkeypatch.chdir(tmp_path)
+    if "FILE" in line:
+        (tmp_path / "FILE").symlink_to(shared_data("prosqa/valid.json"))
+    if "ADAPTER" in line:
+        models: Any = importlib.import_module("merge_models")
+        models.adapter_on(models.saved_base(tmp_path / "BASE"), tmp_path / "ADAPTER", target_modules=["q_proj"])
+    assert run(shlex.split(line)[1:]) == 0
+    assert "OUT" not in line or (tmp_path / "OUT" / "model.safetensors").exists()
 
 
 def test_every_make_target_shown_exists():
