@@ -185,7 +185,12 @@ def test_findings_have_their_example_and_clean_data_has_none(new_run: NewRun) ->
     found = section(run, "lint")
     row = line(found.tables[0], 0)
     assert (row["conversations"].text, row["of"].text, row["state"].tone) == ("3", "192", "no-go")
-    assert row["example"].text == "x: '<s><s>'" and "Not passed: bos-twice (3 of 192)." in found.lines
+    assert row["example"].text == "x: '<s><s>'" and "lint not passed: bos-twice (3 of 192)." in found.lines
+    second = {"n": 24, "replayed": 12, "sha256": "0"}
+    run.job("lint-b.0", records("linted", [second], seed=0) + records("finding", [{**finding, "of": 24}], seed=0))
+    found = section(run, "lint")
+    assert [line(found.tables[0], place)["linter"].text for place in (0, 1)] == ["lint", "lint-b"]
+    assert "lint-b: 24 conversations, 12 of them replayed beside failures." in found.lines
     clean = new_run("clean")
     plan(clean)
     clean.job("lint", records("check", [{**check, "passed": True}]))

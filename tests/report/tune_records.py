@@ -62,6 +62,7 @@ def plan(run: Any, seeds: Sequence[int] = (0,), **changes: Any) -> None:
         {"name": "versus", "kind": "tune.versus", "each": per, "params": {"ours": "after", "theirs": "before"}},
         {"name": "mine", "kind": "tune.mine", "each": per},
         {"name": "correct", "kind": "tune.correct", "each": per},
+        {"name": "lint-b", "kind": "tune.lint", "each": per, "params": {"replay": 0.5}},
         {"name": "train-b", "kind": "tune.train", "each": per},
         {"name": "merge-b", "kind": "tune.merge", "each": per},
         {"name": "after-b", "kind": "tune.grade", "each": per},

@@ -13,7 +13,6 @@
 | a folder that is asked for a revision          | a_folder_has_no_revisions                   |
 | a quantised base                               | a_quantised_base                            |
 | a training set that fills no step, or no row   | a_training_set_that_fits_no_step            |
-| a linter that looked at another length         | a_linter_of_another_length                  |
 | no room on the disk while merging              | a_full_disk_while_merging                   |
 """
 
@@ -78,6 +77,11 @@ def out(error: str) -> str:
         ("train.replay=1", "stages.train.params.replay: must be less than 1, found 1"),
         ("train-b.lora.rank=0", "stages.train-b.params.lora.rank: must be greater than or equal to 1, found 0"),
         ("train.schedule=decay", "`cosine` takes the place of `schedule`: give one of them"),
+        ("lint.max_tokens=64", "stages.train.params.max_tokens: lint looks at examples of up to 64 tokens, and up to 128"),
+        ("lint-b.max_tokens=64", "is cut off is not looked for; set `lint-b.max_tokens` to the same number"),
+        ("lint-b.replay=0.2", "stages.train-b.params.replay: lint-b looks at a share of 0.2 of it, and failures with a "),
+        ("lint-b.replay=null", "lint-b looks at the first training set, and failures with a share of 0.5 of the first"),
+        ("lint.replay=0.5", "stages.lint.params.replay: there are no failures to look at: name a stage of the kind"),
         ("merge.least_survived=1.5", "must be less than or equal to 1, found 1.5"),
         ("merge.precision=int4", "stages.merge.params.precision"),
         ("after.batch_size=0", "stages.after.params.batch_size: must be greater than or equal to 1, found 0"),
@@ -278,12 +282,6 @@ def test_a_training_set_that_fits_no_step(
     plan = tiny_tune(model, "data.n_train=2", "data.n_held=1", *overrides, stages=TALKS)
     error = refused(capsys, command(plan), 4)
     assert "stage train.0: " in error and message in error and way_out in out(error)
-
-
-def test_a_linter_of_another_length(here: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    error = refused(capsys, command(tiny_tune(model, "lint.max_tokens=300", stages=TALKS)), 4)
-    assert "stage train.0: lint looked at examples of up to 300 tokens, and up to 400 are trained on" in error
-    assert "set `lint.max_tokens` and `train.max_tokens` to one number" in out(error)
 
 
 def test_a_full_disk_while_merging(

@@ -91,6 +91,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], lis
         writers.append(Scripted(form))
         return writers[-1], form
 
+    graded = draw(PARAMS).benchmarks["problems"][0].question
+    leaks = {item.id: f"As in: {graded} {whole(item.question)}" for item in SOLVED.values()}
     file = recorded(here / "teacher.jsonl", {item.id: anew(item.question) for item in SOLVED.values()}, "a teacher")
     answering: dict[str, Any] = {"decoding": {"max_tokens": 4}, "batch_size": 8}
     with serving(reply) as server, pytest.MonkeyPatch.context() as patch:
@@ -104,7 +106,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any], lis
                 stage("file", "correct", ["data", "mine"], by=file, critique=False),
                 stage("endpoint", "correct", ["data", "mine"], by=asked_at(server.port, retries=0)),
                 stage("anew", "correct", ["data", "mine"], by=asked_at(server.port, retries=0), critique=False),
-                stage("train", "train", ["data", "model", "mine", "self"], lora={"rank": 2, "alpha": 4}, **TRAINING),
+                stage("lint", "lint", ["data", "model", "mine", "self"], max_tokens=400, replay=0.5),
+                stage("train", "train", ["data", "model", "mine", "self", "lint"], lora={"rank": 2, "alpha": 4},
+                      **TRAINING),
+                stage("leak", "correct", ["data", "mine"], by=recorded(here / "leak.jsonl", leaks, "one who has seen")),
+                stage("lint-leak", "lint", ["data", "model", "mine", "leak"], max_tokens=400, replay=0),
             ),
             here / "run",
         )
@@ -205,6 +211,42 @@ def test_what_was_corrected_is_trained_on_with_replay(made: tuple[Path, list[Any
     # Half of the rows are replayed, as far as the first set has others than the failures; here it has none.
     assert corrected["right"] < 10 and told["n"] - told["replayed"] == corrected["right"] == told["replayed"]
     assert (made[0] / "artifacts/train/adapter/adapter_model.safetensors").is_file()
+
+
+def test_corrected_failures_are_linted_before_they_are_trained_on(made: tuple[Path, list[Any], list[str]]) -> None:
+    """Planted: a teacher whose answers, right as they are, quote an item that is graded."""
+    folder, graded = made[0], draw(PARAMS).benchmarks["problems"][0]
+    (leak,) = records(folder, "lint-leak", "finding")
+    assert (leak["code"], leak["count"], leak["of"]) == ("evaluation-overlap", 10, 10) and graded.id in leak["example"]
+    (check,) = records(folder, "lint-leak", "check")
+    assert not check["passed"] and "evaluation-overlap (10 of 10)" in check["detail"]
+    (clean,), (linted,), (told,) = (
+        records(folder, *of) for of in (("lint", "check"), ("lint", "linted"), ("train", "training-set"))
+    )
+    assert clean["passed"] and records(folder, "lint", "finding") == []
+    assert (linted["n"], linted["replayed"]) == (told["n"], told["replayed"])
+
+
+def test_a_linter_of_other_failures_lets_nothing_be_trained_on(
+    made: tuple[Path, list[Any], list[str]], tmp_path: Path
+) -> None:
+    """Planted: the linter looks at the written solutions, and a teacher's are to be trained on."""
+    right = recorded(tmp_path / "t.jsonl", {item.id: whole(item.question) for item in SOLVED.values()}, "a teacher")
+    with pytest.raises(StageFailed) as error:
+        run(
+            plan_of(
+                stage("data", "data", **PARAMS.model_dump(mode="json")),
+                stage("model", "model", name=str(made[0].parent / "tiny")),
+                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=2),
+                stage("file", "correct", ["data", "mine"], by=right),
+                stage("lint", "lint", ["data", "model", "mine"], max_tokens=400, replay=0.5),
+                stage("train", "train", ["data", "model", "file", "lint"], **TRAINING),
+            ),
+            tmp_path / "run",
+        )
+    assert "stage train: lint looked at other conversations than the 4 that are to be trained on" in str(error.value)
+    assert "Way out: let it need the `tune.mine` or `tune.correct` that `train` needs" in str(error.value)
+    assert records(tmp_path / "run", "lint", "check")[0]["passed"] and not list(tmp_path.glob("run/artifacts/train/*"))
 
 
 def test_nothing_to_train_on_is_said(made: tuple[Path, list[Any], list[str]], tmp_path: Path) -> None:

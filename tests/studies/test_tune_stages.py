@@ -20,6 +20,7 @@ from stepwell.merging.adapter import Adapter
 from stepwell.merging.base import BaseIdentity
 from stepwell.merging.checking import check_merged
 from stepwell.models import MANIFEST
+from stepwell.plan import load_plan
 from stepwell.runner import run
 from stepwell.sft.conversations import read_conversations
 from stepwell.sft.overlap import Overlap
@@ -101,6 +102,17 @@ def test_phase_b_trains_on_the_merged_model_with_replay(done: Path) -> None:
     assert trained["base"] == "merge.0"
     assert trained["n"] == 2 * mined["failures"] and trained["replayed"] == mined["failures"]
     assert mined["n"] == 12 and mined["contaminated"] == 0
+
+
+def test_what_phase_b_trains_on_is_linted_first(done: Path) -> None:
+    (first,), (second,) = records(done, "lint", "linted"), records(done, "lint-b.0", "linted")
+    (trained,) = records(done, "train-b.0", "training-set")
+    assert (first["n"], first["replayed"]) == (24, 0) and first["sha256"] != second["sha256"]
+    assert (second["n"], second["replayed"]) == (trained["n"], trained["replayed"])
+    assert all(row["passed"] for job in ("lint", "lint-b.0") for row in records(done, job, "check"))
+    gates = {gate.name: gate for gate in load_plan("tune", rung="demo").gates}
+    (held,), (judged,) = gates["lint-b"].before, gates["lint-b"].criteria
+    assert (held.stage, judged.metric, judged.stage) == ("train-b", "passed", "lint-b"), "before any step of it"
 
 
 def test_both_sides_are_graded_under_one_protocol(done: Path) -> None:
@@ -207,7 +219,7 @@ def test_a_base_that_is_not_the_recorded_one_is_not_trained_on(
         _changed(own if of == "model" else tmp_path / "run/artifacts/merge.0/merged")
 
     monkeypatch.setattr(module, name, plant)
-    stages = ("data", "model", "lint", "train") + (("merge", "mine", "train-b") if of == "merge" else ())
+    stages = ("data", "model", "lint", "train") + (("merge", "mine", "lint-b", "train-b") if of == "merge" else ())
     with pytest.raises(StageFailed, match=rf"wrong base: .* and {of}\S* recorded .*\n  Way out: put the"):
         run(tiny_tune(own, "mine.items=2", stages=stages), tmp_path / "run")
     job = "train.0" if of == "model" else "train-b.0"

@@ -15,6 +15,7 @@ from stepwell.grading.records import Result
 from stepwell.grading.versus import Versus
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.overlap import Overlap
+from stepwell.spec import Scalar
 from stepwell.store.files import write_atomically
 
 
@@ -124,7 +125,7 @@ def read_failures(path: Path) -> list[Failure]:
 
 
 def with_replay(
-    failures: Sequence[Failure], first: Sequence[Conversation], *, share: float, seed: int = 0
+    failures: Sequence[Failure], first: Sequence[Conversation], *, share: float, seed: Scalar = 0
 ) -> list[Conversation]:
     """The data of phase B: failures, and so many of the first data set that they are the share asked for.
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from pydantic import ValidationError
 
@@ -18,15 +18,34 @@ from stepwell.plan.problems import Problem, coerced, from_pydantic, listed, near
 from stepwell.plan.source import Keys, Source
 from stepwell.spec import Spec, data_files
 
+Found = TypeVar("Found", bound=Spec)
 AXIS_VALUE = re.compile(r"[A-Za-z0-9_+.-]+")
+
+
+class Needed(dict[str, Spec]):
+    """The parameters of every stage that a stage needs, directly or not, by name.
+
+    Attributes:
+        direct: of those that it needs directly, what they need themselves.
+    """
+
+    def __init__(self, direct: Mapping[str, tuple[Spec, Needed]]) -> None:
+        super().__init__()
+        self.direct = {name: theirs for name, (_, theirs) in direct.items()}
+        for name, (params, theirs) in direct.items():
+            self.update({name: params} | theirs)
+
+    def directly(self, params: type[Found]) -> dict[str, Found]:
+        """The direct needs with such parameters, in the order in which the stage names them."""
+        return {name: one for name in self.direct if isinstance(one := self[name], params)}
 
 
 @runtime_checkable
 class ChecksNeeds(Protocol):
     """Parameters that are sound or not only beside those of the stages they need."""
 
-    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
-        """What is wrong, its keys within these parameters; `needed` is by stage, direct needs and indirect ones."""
+    def problems(self, needed: Needed) -> list[Problem]:
+        """What is wrong, its keys within these parameters."""
         ...
 
 
@@ -46,12 +65,10 @@ def params_of(stage: StageSpec) -> Spec:
     return kinds.kind(stage.kind).params.model_validate(stage.params)
 
 
-def params_needed(plan: Plan, stage: StageSpec) -> dict[str, Spec]:
+def params_needed(plan: Plan, stage: StageSpec) -> Needed:
     """The parameters of every stage that this one needs, directly or not."""
-    found: dict[str, Spec] = {}
-    for name in stage.needs:
-        found |= {name: params_of(plan.stage(name))} | params_needed(plan, plan.stage(name))
-    return found
+    needs = [plan.stage(name) for name in stage.needs]
+    return Needed({need.name: (params_of(need), params_needed(plan, need)) for need in needs})
 
 
 def _extensions(plan: Plan) -> Iterator[Problem]:

@@ -54,6 +54,7 @@ KINDS = (
             params=LintParams,
             run=f"{_HERE}.lint:check",
             yields={
+                "linted": frozenset({"n", "replayed", "sha256"}),
                 "finding": frozenset({"code", "meaning", "count", "of", "example", "allowed"}),
                 "check": CHECK,
             },

@@ -1,10 +1,12 @@
-"""The stage `tune.mine`: what the model gets wrong of its own training problems, to be trained on again."""
+"""The stage `tune.mine`: what the model gets wrong of its own training problems; and what is trained on of that."""
 
 from __future__ import annotations
 
+from stepwell.errors import StepwellError
 from stepwell.grading.benchmarks import grade
-from stepwell.grading.mining import mine, write_failures
+from stepwell.grading.mining import mine, read_failures, with_replay, write_failures
 from stepwell.grading.versus import versus
+from stepwell.sft.conversations import Conversation
 from stepwell.sft.overlap import Overlap
 from stepwell.stage import StageContext
 from stepwell.studies.tune.data import Drawn
@@ -29,3 +31,26 @@ def mine_failures(params: MineParams, ctx: StageContext) -> None:
                   prediction=failure.wrong, reference=failure.reference, why=failure.why)  # fmt: skip
     ctx.write("mined", n=len(ours.first_answers), failures=len(mined.failures), ties=mined.ties,
               contaminated=len(mined.contaminated), without=len(mined.without))  # fmt: skip
+
+
+def trained_on(first: list[Conversation], replay: float, ctx: StageContext) -> tuple[list[Conversation], int]:
+    """What a stage trains on, and how many of that are replayed: the training set, or failures with a share of it.
+
+    Every stage that needs the same failures draws the same replay, whatever its own seed is.
+
+    Raises:
+        StepwellError: no failure was left, or the training set is too small for the share.
+    """
+    # Corrected failures, where a stage corrected them, take the place of the written solutions.
+    mined = [*ctx.made_by("tune.correct"), *ctx.made_by("tune.mine")]
+    if not mined:
+        return first, 0
+    failures = read_failures(mined[0].folder / FAILURES)
+    if not failures:
+        raise StepwellError(
+            f"{mined[0].job.id} left no failures to train on",
+            "mine more items, or put a gate on `failures` (`right` of corrected ones) before this stage",
+            stage=ctx.job.id,
+        )
+    chosen = with_replay(failures, first, share=replay, seed=mined[0].job.axes.get("seed", 0))
+    return chosen, len(chosen) - len(failures)

@@ -10,6 +10,8 @@ from stepwell.adapt.params import LoraParams
 from stepwell.endpoint import Endpoint
 from stepwell.grading.protocol import Decoding
 from stepwell.localchat import LocalModel
+from stepwell.plan.check import Needed
+from stepwell.plan.problems import Problem
 from stepwell.recipe import Monitors
 from stepwell.sft.recipe import LORA, Meta, SftRecipe
 from stepwell.spec import DataFile, ModelName, Spec
@@ -144,12 +146,21 @@ class LintParams(Spec):
     """The linter of the data (`stepwell.sft.linter`).
 
     Attributes:
-        max_tokens: of an example, as in training: a training of another length refuses what was found here.
+        max_tokens: of an example, as in the training that needs this stage: what is cut off there is looked for here.
         allow: codes of findings that the plan puts up with.
+        replay: before a training on failures: look at those that the stage needs, with this share of the first training
+            set beside them, as that training; None = look at the first training set.
     """
 
     max_tokens: Some = 2048
     allow: tuple[str, ...] = ()
+    replay: float | None = Field(default=None, ge=0, lt=1)
+
+    def problems(self, needed: Needed) -> list[Problem]:
+        """What is wrong beside the stages that this one needs: failures that nobody mined."""
+        mined = self.replay is None or needed.directly(MineParams) or needed.directly(CorrectParams)
+        text = "there are no failures to look at: name a stage of the kind `tune.mine` or `tune.correct` in `needs`"
+        return [] if mined else [Problem(("replay",), text)]
 
 
 class TuneTrainParams(SftRecipe):
@@ -174,6 +185,26 @@ class TuneTrainParams(SftRecipe):
         if self.meta is not None and self.batch_size < 2:
             raise ValueError("with `meta`, `batch_size` is 2 at least: one row to adapt to, and one to learn from")
         return self
+
+    def problems(self, needed: Needed) -> list[Problem]:
+        """What is wrong beside the stages that this one needs: a linter that looks at something else."""
+        again = needed.directly(MineParams) or needed.directly(CorrectParams)
+        found = []
+        for name, linter in needed.directly(LintParams).items():
+            if linter.max_tokens != self.max_tokens:
+                text = (
+                    f"{name} looks at examples of up to {linter.max_tokens} tokens, and up to {self.max_tokens} would be "
+                    f"trained on: what is cut off is not looked for; set `{name}.max_tokens` to the same number"
+                )
+                found.append(Problem(("max_tokens",), text))
+            if again and linter.replay != self.replay:
+                looks = "the first training set" if linter.replay is None else f"a share of {linter.replay:g} of it"
+                text = (
+                    f"{name} looks at {looks}, and failures with a share of {self.replay:g} of the first training set "
+                    f"would be trained on; set `{name}.replay` to the same number"
+                )
+                found.append(Problem(("replay",), text))
+        return found
 
 
 class MergeParams(Spec):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 from stepwell.adapt.lora import LoRA
 from stepwell.errors import StepwellError
-from stepwell.grading.mining import read_failures, with_replay
 from stepwell.merging.base import BaseIdentity
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.cost import Cost, cost, need_free_disk
@@ -21,8 +20,9 @@ from stepwell.sharding import shard
 from stepwell.stage import StageContext
 from stepwell.studies.tune.base import ADAPTER, Base, base_of
 from stepwell.studies.tune.data import Drawn
-from stepwell.studies.tune.mining import FAILURES
-from stepwell.studies.tune.params import LintParams, TuneTrainParams
+from stepwell.studies.tune.lint import set_sha256
+from stepwell.studies.tune.mining import trained_on
+from stepwell.studies.tune.params import TuneTrainParams
 from stepwell.train import Training
 
 HELD_ROWS = 8
@@ -34,15 +34,15 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
     need_full_precision(base.folder, allowed=base.params.allow_quantised)
     identity = BaseIdentity.of(base.folder)
     _need_recorded(base, identity, ctx)
-    _need_linted(params, ctx)
+    first = data.train
+    chosen, replayed = trained_on(first, params.replay, ctx)
+    _need_linted(chosen, ctx)
     # What no device holds whole is loaded beside it, and moved there in parts.
     backbone = base.load("cpu" if ctx.shard else ctx.device)
     if params.pack:
         prove_packing(backbone)
     form = ChatFormat.of(backbone.tokenizer)
     _need_template(form, ctx)
-    first = data.train
-    chosen, replayed = trained_on(first, params, ctx)
     categories = None if params.meta is None else categories_of(chosen, first)
     corpus = Corpus.of(chosen, form, params.max_tokens)
     stream = SftStream(
@@ -70,23 +70,6 @@ def train(params: TuneTrainParams, ctx: StageContext) -> None:
     ).run(state)  # fmt: skip
     _save(lora, base, identity, ctx)
     ctx.event("trained", seconds=round(time.perf_counter() - began, 1), tokens=whole.tokens)
-
-
-def trained_on(first: list[Conversation], params: TuneTrainParams, ctx: StageContext) -> tuple[list[Conversation], int]:
-    """The conversations, and how many of them are replayed: the training set, or failures with a share of it."""
-    # Corrected failures, where a stage corrected them, take the place of the written solutions.
-    mined = [*ctx.made_by("tune.correct"), *ctx.made_by("tune.mine")]
-    if not mined:
-        return first, 0
-    failures = read_failures(mined[0].folder / FAILURES)
-    if not failures:
-        raise StepwellError(
-            f"{mined[0].job.id} left no failures to train on",
-            "mine more items, or put a gate on `failures` (`right` of corrected ones) before this stage",
-            stage=ctx.job.id,
-        )
-    chosen = with_replay(failures, first, share=params.replay, seed=ctx.seed)
-    return chosen, len(chosen) - len(failures)
 
 
 def categories_of(chosen: Sequence[Conversation], first: Sequence[Conversation]) -> dict[str, str | None]:
@@ -121,16 +104,16 @@ def _need_recorded(base: Base, identity: BaseIdentity, ctx: StageContext) -> Non
             )  # fmt: skip
 
 
-def _need_linted(params: TuneTrainParams, ctx: StageContext) -> None:
-    """What the linter says of lengths holds at its own length alone."""
-    for made in ctx.made_by("tune.lint"):
-        length = LintParams.model_validate(dict(made.job.params)).max_tokens
-        if length != params.max_tokens:
-            raise StepwellError(
-                f"{made.job.id} looked at examples of up to {length} tokens, and up to {params.max_tokens} are trained "
-                "on: what is cut off was not looked for",
-                f"set `{made.job.stage}.max_tokens` and `{ctx.job.stage}.max_tokens` to one number", stage=ctx.job.id,
-            )  # fmt: skip
+def _need_linted(chosen: Sequence[Conversation], ctx: StageContext) -> None:
+    """A linter that passed other conversations than those at hand has said nothing of them."""
+    looked = ctx.made_by("tune.lint")
+    if looked and set_sha256(chosen) not in {row["sha256"] for made in looked for row in made.records("linted")}:
+        names = ", ".join(made.job.id for made in looked)
+        raise StepwellError(
+            f"{names} looked at other conversations than the {len(chosen)} that are to be trained on",
+            f"let it need the `tune.mine` or `tune.correct` that `{ctx.job.stage}` needs, and give it the same `replay`",
+            stage=ctx.job.id,
+        )
 
 
 def _need_template(form: ChatFormat, ctx: StageContext) -> None:
