@@ -14,8 +14,11 @@ from tiny_wire import wire_model
 from tune_answers import asked_at, data_stage, maths_file, open_file, plan_of, recorded, shown, stage
 
 from fake_endpoint import own_environment, serving
-from stepwell.errors import StageFailed
+from stepwell.errors import StageFailed, StepwellError
+from stepwell.plan import Plan, checked
 from stepwell.runner import run
+from stepwell.stage import StageContext
+from stepwell.studies.tune import data
 
 __all__ = ["own_environment"]
 
@@ -107,22 +110,41 @@ def test_without_a_judge_what_has_no_ground_truth_is_undecided(judged: tuple[Pat
     assert records(judged[0], "silent", "judge") == []
 
 
-def test_a_judge_is_not_paid_for_what_cannot_be_compared(tmp_path: Path) -> None:
-    def one(name: str, ask: str) -> list[dict[str, Any]]:
-        data = data_stage(tmp_path, {"talk": {"kind": "open", "file": str(open_file(tmp_path / f"{ask}.jsonl", 2))}})
-        file = recorded(tmp_path / f"{name}.jsonl", {"o0": "a", "o1": name}, name)
-        return [data | {"name": f"data-{name}"}, stage(name, "reference", [f"data-{name}"], source=file)]
+def two_sets(here: Path, ours: Path, theirs: Path, port: int) -> Plan:
+    """Each side on data of its own, and a judge."""
 
-    (tmp_path / "two.jsonl").write_text("")
-    first, second = one("ours", "one"), one("theirs", "two")
-    path = tmp_path / "two.jsonl"
-    path.write_text(path.read_text().replace("greet me", "greet us"))
+    def one(name: str, file: Path) -> list[dict[str, Any]]:
+        data = data_stage(here, {"talk": {"kind": "open", "file": str(file)}}) | {"name": f"data-{name}"}
+        answers = recorded(here / f"{name}.jsonl", {"o0": "a", "o1": name}, name)
+        return [data, stage(name, "reference", [f"data-{name}"], source=answers)]
+
+    compared = stage("versus", "versus", ["data-ours", "ours", "theirs"], ours="ours", theirs="theirs",
+                     judge=asked_at(port))  # fmt: skip
+    return plan_of(*one("ours", ours), *one("theirs", theirs), compared)
+
+
+def test_a_judge_is_not_paid_for_what_cannot_be_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: between the two data stages the file is changed, which no plan can tell."""
+    file, make = open_file(tmp_path / "o.jsonl", 2), data.make
+
+    def changing(params: Any, ctx: StageContext) -> None:
+        make(params, ctx)
+        file.write_text(file.read_text().replace("greet me", "greet us"))
+
+    monkeypatch.setattr(data, "make", changing)
     with serving("[[A]]".format) as server:
-        plan = plan_of(*first, *second, stage("versus", "versus", ["data-ours", "ours", "theirs"], ours="ours",
-                                              theirs="theirs", judge=asked_at(server.port)))  # fmt: skip
         with pytest.raises(StageFailed, match="the two results are of different protocols \\(items: "):
-            run(plan, tmp_path / "run")
+            run(two_sets(tmp_path, file, file, server.port), tmp_path / "run")
         assert server.asked == []
+
+
+def test_other_items_are_refused_with_the_plan(tmp_path: Path) -> None:
+    here, there = (open_file(tmp_path / f"{name}.jsonl", 2) for name in ("here", "there"))
+    checked(two_sets(tmp_path, here, here, 1))
+    with pytest.raises(StepwellError) as error:
+        run(two_sets(tmp_path, here, there, 1), tmp_path / "run")
+    told = "stages.versus.params.theirs: `ours` and `theirs` cannot be compared: items of talk: the stages' data are of"
+    assert told in error.value.cause and not (tmp_path / "run").exists()
 
 
 # ---- two checkpoints of ours, and a reference
@@ -132,20 +154,21 @@ def test_checkpoints_of_ours_are_compared_under_one_protocol_only(tmp_path: Path
     """The same model, allowed to write more: what it gains by that is no gain of a training."""
     theirs = recorded(tmp_path / "theirs.jsonl", {"m0": "0", "m1": "1"}, "they")
     graded = {name: {"max_tokens": most} for name, most in {"before": 4, "after": 4, "longer": 6}.items()}
-    plan = plan_of(
-        data_stage(tmp_path, {"maths": {"kind": "gsm8k", "file": str(maths_file(tmp_path / "m.jsonl", 2))}}),
+    maths = {"maths": {"kind": "gsm8k", "file": str(maths_file(tmp_path / "m.jsonl", 2))}}
+    stages = (
+        data_stage(tmp_path, maths),
         stage("model", "model", name=str(wire_model(tmp_path / "tiny"))),
         *(stage(name, "grade", ["data", "model"], decoding=decoding) for name, decoding in graded.items()),
         stage("theirs", "reference", ["data"], source=theirs),
         stage("clean", "versus", ["data", "before", "after"]),
         stage("reference", "versus", ["data", "longer", "theirs"], ours="longer", theirs="theirs"),
-        stage("planted", "versus", ["data", "before", "longer"], ours="longer"),
     )
-    with pytest.raises(StageFailed) as error:
-        run(plan, tmp_path / "run")
-    told = str(error.value)
-    assert told.startswith("stage planted: ") and "Way out: grade both again under one protocol" in told
-    assert "the two results are of different protocols (decoding: max_tokens 6 and 4)" in told
+    planted = stage("planted", "versus", ["data", "before", "longer"], ours="longer")
+    with pytest.raises(StepwellError) as error:
+        run(plan_of(*stages, planted), tmp_path / "run")
+    told = "planted.params.theirs: `longer` and `before` cannot be compared: decoding: max_tokens 6 and 4; grade both"
+    assert told in error.value.cause and not (tmp_path / "run").exists(), "found before anything runs"
+    run(plan_of(*stages), tmp_path / "run")
     (gain,) = records(tmp_path / "run", "clean", "gain")
     assert (gain["n"], gain["difference"]) == (2, 0)
     assert len(records(tmp_path / "run", "reference", "match")) == 2

@@ -27,8 +27,8 @@ def lint_section(data: RunData) -> Section:
         allowed = one.get("allowed")
         state = Cell(text="allowed by the plan", tone="muted") if allowed else Cell(text="fault", tone="no-go")
         cells = (
-            Cell(text=one["job"].label), Cell(text=text_of(one, "code"), why=text_of(one, "meaning"), code=True), number(one.get("count")),
-            number(one.get("of")), state, Cell(text=text_of(one, "example")),
+            Cell(text=one["job"].label), Cell(text=text_of(one, "code"), why=text_of(one, "meaning"), code=True),
+            number(one.get("count")), number(one.get("of")), state, Cell(text=text_of(one, "example")),
         )  # fmt: skip
         rows.append(Row(cells=cells))
     columns = (
@@ -43,6 +43,7 @@ def lint_section(data: RunData) -> Section:
     for one in records_of(data, "linted"):
         of_them = f", {one['replayed']} of them replayed beside failures" if one.get("replayed") else ""
         lines.append(f"{one['job'].label}: {plural(one.get('n') or 0, 'conversation')}{of_them}.")
-    lines += [f"{one['job'].label} not passed: {text_of(one, 'detail')}." for one in checks if one.get("passed") is False]
+    failed = [one for one in checks if one.get("passed") is False]
+    lines += [f"{one['job'].label} not passed: {text_of(one, 'detail')}." for one in failed]
     table = Table(title="Findings", columns=columns, rows=tuple(rows))
     return Section(key=key, title=title, lines=tuple(lines), tables=(table,) if rows else ())

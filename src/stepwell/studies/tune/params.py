@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -123,6 +124,14 @@ class TuneDataParams(Spec):
             raise ValueError("generated problems have no end: say how many in `n_train` and `n_test`")
         return self
 
+    def items_of(self, name: str) -> dict[str, Any]:
+        """What decides which items a benchmark has, and in which words they are asked; {} where there is none."""
+        source = self.benchmarks.get(name)
+        if source is None:
+            return {}
+        maths, drawn = isinstance(source, WordProblems | Gsm8k), self.draw if self.n_test else None
+        return {"source": source, "n": self.n_test, "draw": drawn, "ask": self.ask if maths else None}
+
 
 class TuneModelParams(Spec):
     """The base.
@@ -193,8 +202,8 @@ class TuneTrainParams(SftRecipe):
         for name, linter in needed.directly(LintParams).items():
             if linter.max_tokens != self.max_tokens:
                 text = (
-                    f"{name} looks at examples of up to {linter.max_tokens} tokens, and up to {self.max_tokens} would be "
-                    f"trained on: what is cut off is not looked for; set `{name}.max_tokens` to the same number"
+                    f"{name} looks at examples of up to {linter.max_tokens} tokens, and up to {self.max_tokens} would "
+                    f"be trained on: what is cut off is not looked for; set `{name}.max_tokens` to the same number"
                 )
                 found.append(Problem(("max_tokens",), text))
             if again and linter.replay != self.replay:
@@ -298,6 +307,10 @@ class VersusParams(Spec):
     judge: Asked | None = None
     bands: bool = False
 
+    def problems(self, needed: Needed) -> list[Problem]:
+        """What is wrong beside the stages that this one needs: sides that could never be compared."""
+        return _incomparable({"ours": self.ours, "theirs": self.theirs}, needed)
+
 
 class MineParams(AnsweringParams):
     """Failures of the model on its own training problems: what it loses against the written solutions.
@@ -334,3 +347,50 @@ class RegressParams(Spec):
     after: str = "after-b"
     margin: float = Field(default=0.05, ge=0, lt=1)
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
+
+    def problems(self, needed: Needed) -> list[Problem]:
+        """What is wrong beside the stages that this one needs: checkpoints that could never be compared."""
+        return _incomparable({"before": self.before, "after": self.after}, needed)
+
+
+def _incomparable(sides: Mapping[str, str], needed: Needed) -> list[Problem]:
+    """What the plan tells of two protocols, so that nothing is graded that `grading.protocol.comparable` would refuse.
+
+    Scorer and items are known by the benchmark's source, as far as two sources never hold the same items. The template
+    is that of one stage `model`, whose weights every checkpoint of a plan has: only its tokenizer's files could change.
+    """
+    stages = {**needed.directly(GradeParams), **needed.directly(ReferenceParams)}
+    if unknown := {key: stage for key, stage in sides.items() if stage not in stages}:
+        text = f"is to be compared, and is no stage of `needs` that grades; such stages: {', '.join(stages) or 'none'}"
+        return [Problem((key,), f"`{stage}` {text}") for key, stage in unknown.items()]
+    (_, one), (key, other) = sides.items()
+    told = [*_decodings(stages[one], stages[other]), *_items(one, other, needed)]
+    text = "; grade both under one protocol: the same template, decoding, scorer and items"
+    return [Problem((key,), f"`{one}` and `{other}` cannot be compared: {why}{text}") for why in told]
+
+
+def _decodings(one: Spec, other: Spec) -> list[str]:
+    """Where two checkpoints of ours would answer differently; a reference has its own decoding."""
+    if not isinstance(one, GradeParams) or not isinstance(other, GradeParams):
+        return []
+    first, second = one.decoding.model_dump(), other.decoding.model_dump()
+    different = [f"{key} {first[key]!r} and {second[key]!r}" for key in first if first[key] != second[key]]
+    return [f"decoding: {', '.join(different)}"] if different else []
+
+
+def _items(one: str, other: str, needed: Needed) -> list[str]:
+    """Where one side's benchmarks are not graded by the other, or are other items there."""
+    sources = [needed.direct[side].directly(TuneDataParams) for side in (one, other)]
+    if any(len(found) != 1 for found in sources):
+        return []  # the stages themselves say which data they lack
+    (here,), (there,) = (found.values() for found in sources)
+    graded = [_names(needed[side], data) for side, data in ((one, here), (other, there))]
+    shared = [name for name in graded[0] if name in graded[1]]
+    told = [f"{other} does not grade {name}" for name in graded[0] if name not in shared]
+    different = [name for name in shared if here.items_of(name) != there.items_of(name)]
+    return told + [f"items of {name}: the stages' data are of different sources" for name in different]
+
+
+def _names(graded: Spec, data: TuneDataParams) -> Sequence[str]:
+    assert isinstance(graded, GradeParams | ReferenceParams)
+    return graded.benchmarks or tuple(data.benchmarks)

@@ -111,7 +111,7 @@ def _need_linted(chosen: Sequence[Conversation], ctx: StageContext) -> None:
         names = ", ".join(made.job.id for made in looked)
         raise StepwellError(
             f"{names} looked at other conversations than the {len(chosen)} that are to be trained on",
-            f"let it need the `tune.mine` or `tune.correct` that `{ctx.job.stage}` needs, and give it the same `replay`",
+            f"let it need the `tune.mine` or `tune.correct` that `{ctx.job.stage}` needs, with the same `replay`",
             stage=ctx.job.id,
         )
 
