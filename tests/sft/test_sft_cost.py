@@ -7,6 +7,7 @@ import math
 import random
 from collections import namedtuple
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sft_toys import prepared
 
 from stepwell.errors import StepwellError
 from stepwell.sft import cost as costs
+from stepwell.sft import model as module
 from stepwell.sft.cost import cost, measured_throughput, need_free_disk
 from stepwell.sft.flags import Flags
 from stepwell.sft.model import need_full_precision
@@ -108,6 +110,59 @@ def test_a_device_that_waits_is_told_once():
     assert not any(flags.time(step, 0.8, 1.0) for step in range(30))
     told = [alert for step in range(30, 60) for alert in flags.time(step, 0.3, 1.0)]
     assert len(told) == 1 and told[0].monitor == "idle" and "of the last 10 steps" in told[0].message
+
+
+class Queue:
+    """The clocks of a host and of a device that works through what it is told behind the host's back."""
+
+    def __init__(self) -> None:
+        self.host = self.device = 0.0
+
+    def perf_counter(self) -> float:
+        return self.host
+
+    def told(self, seconds: float) -> None:
+        """Work that is only launched: the host goes on at once."""
+        self.device = max(self.device, self.host) + seconds
+
+    def read(self) -> None:
+        """The host waits for a value."""
+        self.host = max(self.host, self.device)
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        assert enable_timing
+        made = SimpleNamespace(at=None)
+        made.record = lambda: setattr(made, "at", max(self.device, self.host))
+
+        def elapsed_time(other: SimpleNamespace) -> float:
+            assert other.at <= self.host, "it is read before the device has come so far: that would wait"
+            return 1000 * (other.at - made.at)
+
+        made.elapsed_time = elapsed_time
+        return made
+
+
+@pytest.mark.parametrize(("data_seconds", "alarm"), [(0.01, False), (1.0, True)], ids=["busy", "waits for data"])
+def test_a_device_is_idle_where_it_waits_and_not_where_the_host_does(monkeypatch, data_seconds, alarm):
+    """A step of two micro-batches of .5 s each on a device whose calls return at once."""
+    run, queue = prepared(conversations=40), Queue()
+    monkeypatch.setattr(module, "time", queue)
+    monkeypatch.setattr(torch.cuda, "Event", queue.event)
+    mark = module._mark
+    monkeypatch.setattr(module, "_mark", lambda device: mark(torch.device("cuda")))
+    real = run.model.compute
+    monkeypatch.setattr(run.model, "compute", lambda batch: queue.told(0.5) or real(batch))
+    batches = run.stream.batches(0, lambda _: 0)
+    for _ in range(12):
+        queue.host += data_seconds
+        for batch in batches[:2]:
+            run.model.objective(batch)
+            queue.read()
+        run.model.stepped(1.0)
+    told = [event for event in run.recorder.events if event["event"] == "red-flag"]
+    assert [event["monitor"] for event in told] == (["idle"] if alarm else [])
+    if alarm:
+        assert "the device waited 50% of the last 10 steps" in told[0]["message"]
 
 
 def test_red_flags_and_throughput_are_events(monkeypatch):

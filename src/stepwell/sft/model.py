@@ -142,10 +142,10 @@ class SftModel:
         Raises:
             StageFailed: a single row does not fit into memory.
         """
-        began = time.perf_counter()
+        began = _mark(self.backbone.device)
         nats, gradients = self.compute(batch)
         count = self.supervised(batch)
-        self._meter.add(batch, count, time.perf_counter() - began)
+        self._meter.add(batch, count, (began, _mark(self.backbone.device)))
         return _Known.apply(nats, gradients, *self._parameters), count  # pyright: ignore[reportReturnType]
 
     def compute(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -237,12 +237,15 @@ class SftModel:
         return nats, right, n
 
     def stepped(self, loss: float) -> None:
-        """Look for red flags in a step's mean loss and its time, and tell the throughput now and then."""
+        """Look for red flags in a step's mean loss and its time, and tell the throughput now and then.
+
+        The loss has been read from the device, so all that the step's micro-batches computed there is done.
+        """
         self._module.steps += 1
         step, meter = int(self._module.steps), self._meter
         alerts: list[Alert] = self._flags.loss(step, loss)
         if (whole := meter.whole_seconds()) is not None:
-            alerts += self._flags.time(step, meter.busy_seconds, whole)
+            alerts += self._flags.time(step, meter.busy_seconds(), whole)
             if step % self.every == 0:
                 # Each process has about as many.
                 tokens = meter.tokens * self.ctx.ranks.size
@@ -261,12 +264,17 @@ class _Meter:
 
     def _clear(self) -> None:
         self.tokens = self.supervised = 0
-        self.busy_seconds = 0.0
+        self._spans: list[tuple[Any, Any]] = []
 
-    def add(self, batch: Batch, supervised: int, seconds: float) -> None:
+    def add(self, batch: Batch, supervised: int, span: tuple[Any, Any]) -> None:
+        """A micro-batch, and the marks between which it is computed."""
         self.tokens += batch.real_tokens
         self.supervised += supervised
-        self.busy_seconds += seconds
+        self._spans.append(span)
+
+    def busy_seconds(self) -> float:
+        """Of the device since the last step ended; it has done all that it was asked for."""
+        return sum(_seconds(began, ended) for began, ended in self._spans)
 
     def whole_seconds(self) -> float | None:
         """Since the last step ended; None for the first, and after a pause."""
@@ -278,6 +286,23 @@ class _Meter:
     def restart(self) -> None:
         self._clear()
         self.ended = time.perf_counter()
+
+
+def _mark(device: torch.device) -> Any:
+    """Now, by the device's clock: seconds on the CPU, elsewhere an event in its queue.
+
+    An accelerator works through what it was told long after the call has returned. An event is read once the step's
+    loss was, so that it waits for nothing. Between two of them a device counts as busy, in gaps between kernels too.
+    """
+    if device.type == "cpu":
+        return time.perf_counter()
+    event = getattr(torch, device.type).Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(began: Any, ended: Any) -> float:
+    return ended - began if isinstance(began, float) else began.elapsed_time(ended) / 1000
 
 
 def need_base(found: str, wanted: str) -> None:
