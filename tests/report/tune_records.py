@@ -221,7 +221,7 @@ def mining(run: Any, suffix: str, **axes: Any) -> None:
     rows = records("item", items, **axes) + records("result", [result(items, f"merge{suffix}")], **axes)
     keep = ("id", "category", "question", "prediction", "reference", "why")
     rows += records("failure", [{name: one[name] for name in keep} for one in items[13:]], **axes)
-    counts = {"n": POOL, "failures": POOL - 13, "ties": 0, "contaminated": 1, "without": 0}
+    counts = {"benchmark": "pool", "n": POOL, "failures": POOL - 13, "ties": 0, "contaminated": 1, "without": 0}
     run.job(f"mine{suffix}", rows + records("mined", [counts], **axes), seconds=9)
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tiny import records
 from tiny_wire import wire_model
-from tune_answers import data_stage, plan_of, recorded, stage, write_lines
+from tune_answers import TEACHES, data_stage, maths_file, plan_of, recorded, stage, write_lines
 
 from sandbox_means import need_sandbox
 from stepwell.errors import StageFailed
+from stepwell.grading.decoding import Writer, Written
+from stepwell.grading.mining import read_failures
+from stepwell.grading.protocol import Decoding
 from stepwell.grading.records import read_result
 from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.sandbox import Limits, check, execute
 from stepwell.sandbox.check import PROBES, Probe
+from stepwell.sft.render import ChatFormat
+from stepwell.stage import StageContext
+from stepwell.studies.tune import mining
+from stepwell.studies.tune.grading import opened
+from stepwell.studies.tune.params import AnsweringParams
 
 SECONDS = 3.0
 BODIES = {"twice": "return 2 * x", "square": "return x * x", "minus": "return -x"}
@@ -147,3 +158,113 @@ def test_a_model_that_is_graded_on_code_is_controlled_first(tmp_path: Path) -> N
     )  # fmt: skip
     assert checks(tmp_path / "run", "before") == CLEAN
     assert len(records(tmp_path / "run", "before", "item")) == 3
+
+
+# ---- mined failures
+
+
+TASKS = {11: "Give half of x.", 601: "Give twice x.", 602: "Give the square of x.", 603: "Give x with its sign turned."}
+OF_TASK = {11: "half", 601: "twice", 602: "square", 603: "minus"}
+HALF = {"half": ("return x // 2", 2)}
+
+
+def task(number: int, text: str, name: str, body: str, at_five: int) -> dict[str, Any]:
+    """One in MBPP's format."""
+    return {"task_id": number, "text": text, "code": f"def {name}(x):\r\n    {body}\r\n",
+            "test_list": [f"assert {name}(5) == {at_five}"], "test_setup_code": ""}  # fmt: skip
+
+
+def tasks_file(path: Path) -> Path:
+    """MBPP with one item of its test split, which item 604 of its training split has the words of, and 601 to 603."""
+    known = HALF | {name: (body, VALUES[name][2]) for name, body in BODIES.items()}
+    rows = [task(number, text, OF_TASK[number], *known[OF_TASK[number]]) for number, text in TASKS.items()]
+    return write_lines(path, [*rows, {**rows[0], "task_id": 604}])
+
+
+@dataclass
+class Scripted:
+    """In the place of the model: twice is right, the square wrong, and what turns the sign does not end."""
+
+    form: ChatFormat
+    prompts: list[str]
+    name: str = "scripted"
+
+    def write(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], decoding: Decoding) -> list[Written]:
+        said = {TASKS[601]: "def twice(x):\n    return x + x", TASKS[602]: "def square(x):\n    return 2 * x",
+                TASKS[603]: f"def minus(x):\n{LOOP}"}  # fmt: skip
+        texts = [self.form.decode(prompt) for prompt in prompts]
+        self.prompts += texts
+        return [Written(text=next(code for asked, code in said.items() if asked in text), stop="end", tokens=9)
+                for text in texts]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Failures of code and of maths out of one training set, and what the model was asked."""
+    need_sandbox()
+    here, prompts = tmp_path_factory.mktemp("mined"), list[str]()
+    file, maths = tasks_file(here / "mbpp.jsonl"), maths_file(here / "m.jsonl", 2)
+    source = {"kind": "mixed", "of": [{"kind": "mbpp", "file": str(file)}, {"kind": "gsm8k", "file": str(maths)}]}
+
+    def instead(params: AnsweringParams, ctx: StageContext) -> tuple[Writer, ChatFormat]:
+        by, form = opened(params, ctx)
+        code = Scripted(form, prompts)
+        only = SimpleNamespace(
+            name="scripted",
+            write=lambda asked, *rest: (by if "nuts" in form.decode(asked[0]) else code).write(asked, *rest),
+        )
+        return only, form
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepwell.sandbox.execute", partial(execute, limits=Limits(seconds=SECONDS)))
+        patch.setattr(mining, "opened", instead)
+        run(
+            plan_of(
+                stage(
+                    "data", "data", source=source, benchmarks={"mbpp": {"kind": "mbpp", "file": str(file)}}, n_held=0
+                ),
+                stage("model", "model", name=str(wire_model(here / "tiny"))),
+                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}),
+                stage("lint", "lint", ["data", "model", "mine"], max_tokens=400, replay=0),
+            ),
+            here / "run",
+        )
+    return here / "run", prompts
+
+
+def test_failures_of_code_are_executed_losses_only(mined: tuple[Path, list[str]]) -> None:
+    folder, _ = mined
+    rows = {row["id"]: row["status"] for row in records(folder, "mine", "item") if row["category"] == "code"}
+    assert rows == {"MBPP/601": "right", "MBPP/602": "wrong", "MBPP/603": "timeout"}
+    failures = {one.id: one for one in read_failures(folder / "artifacts/mine/failures.jsonl")}
+    assert failures.keys() == {"MBPP/602", "m0", "m1"}, "what a limit ended is no failure"
+    one = failures["MBPP/602"]
+    assert (one.category, one.wrong) == ("code", "def square(x):\n    return 2 * x") and "AssertionError" in one.why
+    assert one.reference == "def square(x):\n    return x * x\n" and one.prompt.startswith(TASKS[602])
+    told = {row["benchmark"]: (row["n"], row["failures"]) for row in records(folder, "mine", "mined")}
+    assert told == {"pool": (2, 2), "pool-code": (3, 1)}
+    (linted,) = records(folder, "lint", "linted")
+    assert linted["n"] == 3 and records(folder, "lint", "check")[0]["passed"]
+
+
+def test_items_of_a_benchmark_are_never_mined(mined: tuple[Path, list[str]]) -> None:
+    """Planted: a problem of the training split in the words of one that is graded."""
+    folder, prompts = mined
+    assert len(prompts) == 3 and not any(TASKS[11] in one for one in prompts)
+    (check,) = records(folder, "data", "check")
+    assert check["passed"] and "1 were left out" in check["detail"]
+    assert {row["split"] for row in records(folder, "mine", "item")} == {"train"}
+
+
+def test_both_controls_run_before_what_is_mined_is_executed(mined: tuple[Path, list[str]]) -> None:
+    assert checks(mined[0], "mine") == CLEAN
+    assert [row["kind"] for row in records(mined[0], "mine")][:2] == ["check", "check"]
+
+
+def test_two_sources_with_one_id_are_refused(tmp_path: Path) -> None:
+    file = str(write_lines(tmp_path / "t.jsonl", TEACHES))
+    of = [{"kind": "conversations", "file": file}, {"kind": "conversations", "file": file}]
+    source = {"kind": "mixed", "of": of}
+    with pytest.raises(StageFailed, match="2 conversations of the mixed sources have the id 't-000001'"):
+        maths = {"maths": {"kind": "gsm8k", "file": str(maths_file(tmp_path / "m.jsonl", 2))}}
+        run(plan_of(stage("data", "data", source=source, benchmarks=maths, n_held=0)), tmp_path / "run")

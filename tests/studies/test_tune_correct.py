@@ -156,7 +156,7 @@ def test_a_model_is_shown_its_wrong_answer(made: tuple[Path, list[Any], list[str
     for prompt in prompts:
         (failure,) = [one for asked, one in failures.items() if asked in prompt]
         wrong = failure.wrong.strip() or "(nothing)"
-        assert prompt.index(failure.prompt) < prompt.index(wrong) < prompt.index(CRITIQUE)
+        assert prompt.index(failure.prompt) < prompt.index(wrong) < prompt.index(CRITIQUE["maths"])
     (check,) = records(folder, "self", "check")
     assert check["name"] == "answers-whole" and not check["passed"] and "were cut off by a limit" in check["detail"]
     stops = {row["stop"] for row in records(folder, "self", "correction") if row["right"]}
@@ -172,7 +172,7 @@ def test_an_endpoint_is_shown_it_too_or_asked_anew(made: tuple[Path, list[Any], 
     check_kept(folder, "anew")
     for first, wrong, critique in shown:
         assert wrong == {"role": "assistant", "content": failures[first["content"]].wrong or "(nothing)"}
-        assert critique == {"role": "user", "content": CRITIQUE}
+        assert critique == {"role": "user", "content": CRITIQUE["maths"]}
     (missing,) = [row for row in records(folder, "endpoint", "correction") if row["status"] == "unanswered"]
     assert not missing["right"] and "it is empty" in missing["why"]
 

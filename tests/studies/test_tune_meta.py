@@ -69,7 +69,7 @@ def test_a_killed_meta_training_goes_on_and_writes_the_same(
 
 def test_failures_are_tasks_of_the_categories_that_they_had(model: Path, tmp_path: Path) -> None:
     second = ANIL.replace("train.", "train-b.")
-    stages = (*SHORT, "merge", "mine", "train-b")
+    stages = (*SHORT, "merge", "mine", "lint-b", "train-b")
     run(tiny_tune(model, ANIL, second, stages=stages), tmp_path / "run")
     (mined,) = records(tmp_path / "run", "mine.0", "mined")
     found = {row["category"]: row["n"] for row in records(tmp_path / "run", "train-b.0", "category")}

@@ -143,7 +143,8 @@ def _mbpp(entry: Entry, shown_tests: int) -> CodeProblem:
         question=f"{text.strip()}\nYour code should pass:\n\n{shown}\n" if shown else f"{text.strip()}\n",
         entry_point=_tested(entry["code"], tests),
         tests="\n".join([*(line.strip().replace("\r", "") for line in setup if line.strip()), *tests]) + "\n",
-        reference=entry["code"],
+        # The published file ends its lines as Windows does, which a training would learn.
+        reference=entry["code"].replace("\r", ""),
     )
 
 

@@ -32,17 +32,18 @@ def mined_section(data: RunData) -> Section:
     return Section(key=key, title=title, lines=(TOLD, *_kept(data)), tables=tables)
 
 
-def _mined(data: RunData) -> dict[str, Record]:
-    return {one["job"].name: one for one in records_of(data, "mined")}
+def _mined(data: RunData) -> dict[tuple[str, str], Record]:
+    """By job and pool."""
+    return {(one["job"].name, text_of(one, "benchmark")): one for one in records_of(data, "mined")}
 
 
-def _pools(pools: Sequence[Graded], mined: dict[str, Record]) -> tuple[Table, ...]:
+def _pools(pools: Sequence[Graded], mined: dict[tuple[str, str], Record]) -> tuple[Table, ...]:
     rows = []
     for one in pools:
-        found = mined.get(one.job.name, {})
+        found = mined.get((one.job.name, one.benchmark), {})
         n, failures = found.get("n"), found.get("failures")
         cells = (
-            Cell(text=one.job.label, interval=text_of(one.result, "model")),
+            Cell(text=one.job.label, interval=text_of(one.result, "model"), count=one.benchmark),
             number(n, why="the job did not get to its end"), one.cell(),
             number(failures, why="the job did not get to its end"),
             part_cell(failures, n),

@@ -7,22 +7,20 @@ from collections.abc import Sequence
 from stepwell.errors import StageFailed, StepwellError
 from stepwell.sandbox.check import negative_control, positive_control
 from stepwell.stage import StageContext
-from stepwell.studies.tune.data import Drawn
-from stepwell.tasks.code import references
+from stepwell.tasks.code import CodeProblem, references
 
 NAMED = 10
 """Reference solutions that do not pass, and are named in a record."""
 
 
-def control(data: Drawn, names: Sequence[str], ctx: StageContext) -> None:
-    """Both controls, once a job, where it grades code: a record `check` of each.
+def control(problems: Sequence[CodeProblem], ctx: StageContext) -> None:
+    """Both controls, once a job, where it executes answers to problems: a record `check` of each.
 
     A reference solution that does not pass is told and stops nothing: the other items still say something.
 
     Raises:
         StageFailed: a probe got out, or there is no sandbox: then nothing is executed.
     """
-    problems = data.code_problems(names)
     if not problems:
         return
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from stepwell.chat import Message
 from stepwell.errors import StepwellError
@@ -21,6 +21,7 @@ from stepwell.studies.tune.params import (
     Code,
     Conversations,
     Gsm8k,
+    Mbpp,
     OpenEnded,
     Squad,
     TestSource,
@@ -34,7 +35,9 @@ from stepwell.tasks.word_problems import category_of, make_word_problems
 if TYPE_CHECKING:
     from stepwell.tasks.code import CodeProblem
 
-TRAIN, HELD, POOL, BENCHMARKS = "train.jsonl", "held.jsonl", "pool.jsonl", "benchmarks"
+Problem: TypeAlias = "MathItem | CodeProblem"
+TRAIN, HELD, BENCHMARKS = "train.jsonl", "held.jsonl", "benchmarks"
+POOL, CODE_POOL = "pool.jsonl", "pool-code.jsonl"
 SPARE = 2
 """Generated problems are made so many times over: some of them share a run of words with what is graded."""
 
@@ -51,7 +54,7 @@ class Made:
     """
 
     conversations: tuple[Conversation, ...]
-    problems: dict[str, MathItem]
+    problems: dict[str, Problem]
     benchmarks: dict[str, tuple[Any, ...]]
     left_out: dict[str, str]
 
@@ -71,8 +74,12 @@ def make(params: TuneDataParams, ctx: StageContext) -> None:
     held, train = made.conversations[: params.n_held], made.conversations[params.n_held : wanted]
     for name, some in ((TRAIN, train), (HELD, held)):
         _dataset(ctx, name, [_line(one) for one in some], params.source.kind, Counter(one.category for one in some))
-    mined = [asdict(made.problems[one.id]) for one in train if one.id in made.problems]
-    _dataset(ctx, POOL, mined, params.source.kind, Counter())
+    mined = [made.problems[one.id] for one in train if one.id in made.problems]
+    maths = [asdict(one) for one in mined if isinstance(one, MathItem)]
+    _dataset(ctx, POOL, maths, params.source.kind, Counter())
+    if any(isinstance(source, Mbpp) for source in params.sources):
+        programs = [asdict(one) for one in mined if not isinstance(one, MathItem)]
+        _dataset(ctx, CODE_POOL, programs, params.source.kind, Counter())
     for name, items in made.benchmarks.items():
         source = params.benchmarks[name]
         rows = [asdict(item) for item in items]
@@ -84,19 +91,21 @@ def make(params: TuneDataParams, ctx: StageContext) -> None:
 
 def draw(params: TuneDataParams) -> Made:
     """Everything, drawn by the seed of the params. Raises StepwellError as the readers do."""
-    problems, benchmarks = _generated(params)
+    generated, benchmarks = _generated(params)
     for name, source in params.benchmarks.items():
         if not isinstance(source, WordProblems):
             items = _graded(source)
             random.Random(f"{params.draw}/{name}").shuffle(items)
             benchmarks[name] = tuple(items[: params.n_test] if params.n_test else items)
-    source = params.source
-    if isinstance(source, Conversations):
-        conversations = read_conversations(source.file)
-    else:
-        if isinstance(source, Gsm8k):
-            problems = load_gsm8k(source.file or source.hub, split="train")
-        conversations = [conversation_of(item, params) for item in problems]
+    problems: list[Problem] = [*generated]
+    conversations: list[Conversation] = []
+    for source in params.sources:
+        if isinstance(source, Conversations):
+            conversations += read_conversations(source.file)
+        elif not isinstance(source, WordProblems):
+            problems += _training_split(source)
+    conversations += [conversation_of(item, params) for item in problems]
+    _need_ids(conversations)
     random.Random(f"{params.draw}/train").shuffle(conversations)
     left_out = overlapping(conversations, benchmarks)
     kept = tuple(one for one in conversations if one.id not in left_out)
@@ -105,12 +114,15 @@ def draw(params: TuneDataParams) -> Made:
     )
 
 
-def conversation_of(item: MathItem, params: TuneDataParams) -> Conversation:
+def conversation_of(item: Problem, params: TuneDataParams) -> Conversation:
     """A problem as it is trained on: asked in the words in which it would be graded, answered by its solution."""
-    (question,) = gsm8k([item], split="train", ask=_asking(params)).questions
-    answer: Message = {"role": "assistant", "content": item.plain_solution}
-    category = category_of(item.id) or "maths"
-    return Conversation(id=item.id, messages=(*question.messages, answer), category=category)
+    if isinstance(item, MathItem):
+        (question,) = gsm8k([item], split="train", ask=_asking(params)).questions
+        asked, solution, category = question.messages, item.plain_solution, category_of(item.id) or "maths"
+    else:
+        asked, solution, category = ({"role": "user", "content": item.question},), item.reference, "code"
+    answer: Message = {"role": "assistant", "content": solution}
+    return Conversation(id=item.id, messages=(*asked, answer), category=category)
 
 
 def overlapping(conversations: Iterable[Conversation], benchmarks: dict[str, tuple[Any, ...]]) -> dict[str, str]:
@@ -208,20 +220,32 @@ class Drawn:
             )
         return tuple(names or known)
 
-    def pool(self, items: int = 0) -> Benchmark:
-        """The training problems, or the first `items`, as a benchmark of the split `train`: what may be mined.
+    def pools(self, items: int = 0) -> list[Benchmark]:
+        """The training problems, or the first `items` of each kind, as benchmarks of the split `train`: may be mined.
 
         Raises:
             StepwellError: the training set has no ground truth.
         """
-        rows = read_lines(self.folder / POOL)
-        if not rows:
+        found = []
+        if maths := [_problem(row) for row in self._pooled(POOL, items)]:
+            found.append(gsm8k(maths, split="train", ask=_asking(self.params), name="pool"))
+        if programs := self.pooled_code(items):
+            found.append(_executed("pool-code", programs, split="train"))
+        if not found:
             raise StepwellError(
                 "the training set has no problems with a known answer, so no failures can be mined from it",
-                "train on word problems or GSM8K, or take the stages of phase B out of the plan",
+                "train on word problems, GSM8K or MBPP, or take the stages of phase B out of the plan",
             )
-        found = [_problem(row) for row in (rows[:items] if items else rows)]
-        return gsm8k(found, split="train", ask=_asking(self.params), name="pool")
+        return found
+
+    def pooled_code(self, items: int = 0) -> list[CodeProblem]:
+        """The training problems, or the first `items`, whose answers are executed."""
+        return _code_problems(self._pooled(CODE_POOL, items))
+
+    def _pooled(self, name: str, items: int) -> list[dict[str, Any]]:
+        path = self.folder / name
+        rows = read_lines(path) if path.is_file() else []
+        return rows[:items] if items else rows
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -254,6 +278,22 @@ def _generated(params: TuneDataParams) -> tuple[list[MathItem], dict[str, tuple[
     return train, found
 
 
+def _training_split(source: Gsm8k | Mbpp) -> list[MathItem] | list[CodeProblem]:
+    """The problems of a published set that may be trained on, and mined."""
+    if isinstance(source, Gsm8k):
+        return load_gsm8k(source.file or source.hub, split="train")
+    from stepwell.tasks.code import load_mbpp
+
+    return load_mbpp(source.file or source.hub, split="train")
+
+
+def _need_ids(conversations: Sequence[Conversation]) -> None:
+    """Two sources may name their lines alike."""
+    name, count = Counter(one.id for one in conversations).most_common(1)[0]
+    if count > 1:
+        raise StepwellError(f"{count} conversations of the mixed sources have the id {name!r}", "give each its own id")
+
+
 def _graded(source: TestSource) -> list[Any]:
     if isinstance(source, Gsm8k):
         return list(load_gsm8k(source.file or source.hub, split="test"))
@@ -280,13 +320,17 @@ def _benchmark(name: str, params: TuneDataParams, rows: Sequence[dict[str, Any]]
         return squad(items, split="validation", name=name)
     if isinstance(source, OpenEnded):
         return open_ended(name, {row["id"]: row["question"] for row in rows}, split="test")
+    return _executed(name, _code_problems(rows), split="test")
+
+
+def _executed(name: str, items: Sequence[CodeProblem], *, split: str) -> Benchmark:
     from stepwell.sandbox import execute
     from stepwell.tasks.code import program
 
-    problems = {problem.id: problem for problem in _code_problems(rows)}
+    problems = {problem.id: problem for problem in items}
     return code(
-        name, {one.id: one.question for one in problems.values()}, {one.id: one.reference for one in problems.values()},
-        split="test", program=lambda one, text: program(problems[one], text), execute=execute,
+        name, {one.id: one.question for one in items}, {one.id: one.reference for one in items}, split=split,
+        program=lambda one, text: program(problems[one], text), execute=execute,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ ELSEWHERE = "elsewhere"
 
 def grade_model(params: GradeParams, ctx: StageContext) -> None:
     """Let the model that the stage stands on answer, one record an item, and one a benchmark."""
-    control(Drawn.of(ctx), params.benchmarks, ctx)
+    control(Drawn.of(ctx).code_problems(params.benchmarks), ctx)
     by, form = opened(params, ctx)
     for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
         result = answered(benchmark, by, form, params, ctx)
@@ -38,7 +38,7 @@ def grade_reference(params: ReferenceParams, ctx: StageContext) -> None:
     """The answers of a reference model, marked: from an endpoint, a model on this machine, or a file."""
     source = params.source
     ctx.keep_artifacts()  # what an endpoint has answered survives a kill
-    control(Drawn.of(ctx), params.benchmarks, ctx)
+    control(Drawn.of(ctx).code_problems(params.benchmarks), ctx)
     for name, benchmark in Drawn.of(ctx).benchmarks(params.benchmarks).items():
         if isinstance(source, Recorded):
             given = read_answers(source.file, benchmark)

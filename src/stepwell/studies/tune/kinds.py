@@ -145,7 +145,8 @@ KINDS = (
             yields={
                 **GRADED,
                 "failure": frozenset({"id", "category", "question", "prediction", "reference", "why"}),
-                "mined": frozenset({"n", "failures", "ties", "contaminated", "without"}),
+                "mined": frozenset({"benchmark", "n", "failures", "ties", "contaminated", "without"}),
+                "check": CHECK,
             },
             estimate=f"{_HERE}.cost:of_mining",
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from stepwell.errors import StepwellError
 from stepwell.grading.benchmarks import grade
-from stepwell.grading.mining import mine, read_failures, with_replay, write_failures
+from stepwell.grading.mining import Failure, mine, read_failures, with_replay, write_failures
 from stepwell.grading.versus import versus
 from stepwell.sft.conversations import Conversation
 from stepwell.sft.overlap import Overlap
 from stepwell.stage import StageContext
+from stepwell.studies.tune.controls import control
 from stepwell.studies.tune.data import Drawn
 from stepwell.studies.tune.grading import answered, opened
 from stepwell.studies.tune.params import MineParams
@@ -19,18 +20,23 @@ FAILURES = "failures.jsonl"
 
 def mine_failures(params: MineParams, ctx: StageContext) -> None:
     """Ask the model its training problems; keep what it loses against the written solutions, and nothing graded."""
-    data = Drawn.of(ctx)
-    pool = data.pool(params.items)
-    ours = answered(pool, *opened(params, ctx), params, ctx)
-    written = {question.id: question.reference for question in pool.questions}
-    solutions = grade(pool, written, model="the written solutions", protocol=ours.protocol)
-    mined = mine(versus(ours, solutions), ours, pool, Overlap.of(data.graded()))
-    write_failures(ctx.folder / FAILURES, mined.failures)
-    for failure in mined.failures:
-        ctx.write("failure", id=failure.id, category=failure.category, question=failure.prompt,
-                  prediction=failure.wrong, reference=failure.reference, why=failure.why)  # fmt: skip
-    ctx.write("mined", n=len(ours.first_answers), failures=len(mined.failures), ties=mined.ties,
-              contaminated=len(mined.contaminated), without=len(mined.without))  # fmt: skip
+    data, failures = Drawn.of(ctx), list[Failure]()
+    pools = data.pools(params.items)
+    control(data.pooled_code(params.items), ctx)
+    by, form = opened(params, ctx)
+    for pool in pools:
+        ours = answered(pool, by, form, params, ctx)
+        written = {question.id: question.reference for question in pool.questions}
+        solutions = grade(pool, written, model="the written solutions", protocol=ours.protocol)
+        mined = mine(versus(ours, solutions), ours, pool, Overlap.of(data.graded()))
+        failures += mined.failures
+        for failure in mined.failures:
+            ctx.write("failure", id=failure.id, category=failure.category, question=failure.prompt,
+                      prediction=failure.wrong, reference=failure.reference, why=failure.why)  # fmt: skip
+        ctx.write("mined", benchmark=pool.name, n=len(ours.first_answers), failures=len(mined.failures),
+                  ties=mined.ties, contaminated=len(mined.contaminated), without=len(mined.without))  # fmt: skip
+        ctx.stop_if_asked()
+    write_failures(ctx.folder / FAILURES, failures)
 
 
 def trained_on(first: list[Conversation], replay: float, ctx: StageContext) -> tuple[list[Conversation], int]:

@@ -78,7 +78,31 @@ class Squad(Spec):
     hub: str = "rajpurkar/squad"
 
 
-TrainSource = Annotated[WordProblems | Gsm8k | Conversations, Field(discriminator="kind")]
+class Mbpp(Spec):
+    """The training split of MBPP, task_ids 601 to 974; from the hub where no file is named.
+
+    Attributes:
+        file: in the official format; what it holds of other splits is not read.
+        hub: of the hub set.
+    """
+
+    kind: Literal["mbpp"] = "mbpp"
+    file: DataFile | None = None
+    hub: str = "google-research-datasets/mbpp"
+
+
+class Mixed(Spec):
+    """Several sources, shuffled into one training set.
+
+    Attributes:
+        of: the sources; all of each.
+    """
+
+    kind: Literal["mixed"] = "mixed"
+    of: tuple[Annotated[Gsm8k | Mbpp | Conversations, Field(discriminator="kind")], ...] = Field(min_length=2)
+
+
+TrainSource = Annotated[WordProblems | Gsm8k | Mbpp | Conversations | Mixed, Field(discriminator="kind")]
 
 
 class OpenEnded(Spec):
@@ -99,7 +123,7 @@ class TuneDataParams(Spec):
     """What is trained on, and what is graded. No item of a benchmark is in the training set, nor a part of one.
 
     Attributes:
-        source: of the training set; of GSM8K its split `train`.
+        source: of the training set; of GSM8K and MBPP their split `train`.
         benchmarks: name -> what is graded; of published sets their split `test` (SQuAD: `validation`). Word problems
             are drawn together with those of the training set, and split.
         n_train: conversations; 0 = all.
@@ -123,6 +147,11 @@ class TuneDataParams(Spec):
         if any(isinstance(one, WordProblems) for one in generated) and not (self.n_train and self.n_test):
             raise ValueError("generated problems have no end: say how many in `n_train` and `n_test`")
         return self
+
+    @property
+    def sources(self) -> tuple[WordProblems | Gsm8k | Mbpp | Conversations, ...]:
+        """What the training set is made of."""
+        return self.source.of if isinstance(self.source, Mixed) else (self.source,)
 
     def items_of(self, name: str) -> dict[str, Any]:
         """What decides which items a benchmark has, and in which words they are asked; {} where there is none."""
@@ -316,7 +345,7 @@ class MineParams(AnsweringParams):
     """Failures of the model on its own training problems: what it loses against the written solutions.
 
     Attributes:
-        items: of the training set that are asked; 0 = all.
+        items: of the training set's problems that are asked, of maths and of code each; 0 = all.
     """
 
     items: Count = 0
