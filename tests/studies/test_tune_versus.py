@@ -15,8 +15,10 @@ from tune_answers import asked_at, data_stage, maths_file, open_file, plan_of, r
 
 from fake_endpoint import own_environment, serving
 from stepwell.errors import StageFailed, StepwellError
-from stepwell.plan import Plan, checked
+from stepwell.gate import decide
+from stepwell.plan import Plan, checked, jobs, load_plan
 from stepwell.runner import run
+from stepwell.runner.schedule import Schedule
 from stepwell.stage import StageContext
 from stepwell.studies.tune import data
 
@@ -218,6 +220,63 @@ def test_a_sound_model_is_inside_without_alarm(tmp_path: Path) -> None:
     assert math.isclose(rows["tie"]["share_low"], middle - half) and math.isclose(
         rows["tie"]["share_high"], middle + half
     )
+
+
+# ---- the gates of the shipped plan
+
+
+def outcomes(category: str, n: int, *, wins: float, ties: float, seed: int = 0) -> list[dict[str, Any]]:
+    won, tied = round(wins * n), round(ties * n)
+    told = ["win"] * won + ["tie"] * tied + ["loss"] * (n - won - tied)
+    return [{"kind": "match", "category": category, "id": f"{category}{place}", "seed": seed}
+            | {name: name == one for name in ("win", "tie", "loss")} for place, one in enumerate(told)]  # fmt: skip
+
+
+def decisions(maths: tuple[int, float, float], code: tuple[int, float, float], *, same: bool = False) -> dict[str, str]:
+    """Of the gates of the rung `hero` that look at the reference, by (n, wins, ties)."""
+    against = [row for category, (n, wins, ties) in {"maths": maths, "code": code}.items()
+               for row in outcomes(category, n, wins=wins, ties=ties)]  # fmt: skip
+    seen = {"against": against, "versus": [{"kind": "check", "name": "differs-mbpp", "passed": not same}]}
+    gates = {gate.name: gate for gate in load_plan("tune", rung="hero").gates}
+    return {name: decide(gates[name], seen).decision for name in ("red-flags", "band-maths", "band-code")}
+
+
+GOOD = {"maths": (1319, 0.06, 0.7), "code": (664, 0.48, 0.22)}
+GO = {"red-flags": "go", "band-maths": "go", "band-code": "go"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, {}),
+        ({"maths": (1319, 0.04, 0.28)}, {"red-flags": "no-go", "band-maths": "no-go"}),
+        ({"code": (664, 0.12, 0.0)}, {"red-flags": "no-go", "band-code": "no-go"}),
+        ({"same": True}, {"red-flags": "no-go"}),
+        ({"maths": (50, 0.06, 0.7), "code": (50, 0.48, 0.24)},
+         {"band-maths": "inconclusive", "band-code": "inconclusive"}),
+    ],
+    ids=["of the original", "ruined maths", "ruined code", "the old checkpoint", "50 items"],
+)  # fmt: skip
+def test_the_bands_of_the_original_are_gates_of_hero(changed: dict[str, Any], told: dict[str, str]) -> None:
+    """With as many items as the rung has; 50 of each, as the original had, tell a ruin and nothing of the bands."""
+    assert decisions(**(GOOD | changed)) == GO | told
+
+
+def test_hero_compares_with_a_reference_and_other_rungs_do_not() -> None:
+    hero, demo = (load_plan("tune", rung=rung) for rung in ("hero", "demo"))
+    graded = hero.stage("data").params["benchmarks"]
+    assert {one["kind"] for one in graded.values()} == {"gsm8k", "humaneval", "mbpp", "squad"}
+    assert hero.stage("reference").on is hero.stage("against").on is None and hero.stage("against").params["bands"]
+    assert {one.stage for one in hero.gate("red-flags").before} == {"mine", "train-b"}
+    assert "reference" in {one.stage for one in hero.gate("proved").before}, "nobody is paid before the merge is proved"
+    whole = jobs(demo)
+    schedule = Schedule(demo, whole)
+    schedule.settle()
+    assert {name for name, state in schedule.state.items() if state == "skipped"} == {"reference", "against.0"}
+    for job in whole:
+        if schedule.state[job.id] == "waiting":
+            schedule.state[job.id] = "done"
+    assert not {"red-flags", "band-maths", "band-code"} & {gate.name for gate in schedule.to_decide()}
 
 
 def test_bands_are_told_only_where_asked_for(tmp_path: Path) -> None:
