@@ -184,7 +184,8 @@ def test_more_than_there_are(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_unknown_benchmark(here: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
-    plan = tiny_tune(model, "before.benchmarks=[problem]", stages=("data", "model", "before"))
+    names = [f"{stage}.benchmarks=[problem]" for stage in ("before", "after", "after-b", "reference")]
+    plan = tiny_tune(model, *names, stages=("data", "model", "before"))
     error = refused(capsys, command(plan), 4)
     assert "stage before: " in error and "there is no benchmark `problem`; benchmarks: problems" in error
     assert "add it to the stage `data`" in out(error)

@@ -67,7 +67,10 @@ def of_grading(params: GradeParams, axes: Mapping[str, Any], inputs: Mapping[str
     """Reading prompts once and writing answers, as if each took as many tokens as it may."""
     data: TuneDataParams = inputs["data"]
     counts: Counter[str] = Counter()
-    for kind in (data.benchmarks[name].kind for name in params.benchmarks or data.benchmarks):
+    graded = [name for name in params.benchmarks or data.benchmarks if name in data.benchmarks]
+    if not graded:
+        return None  # the stage says that there is no such benchmark
+    for kind in (data.benchmarks[name].kind for name in graded):
         most = data.n_test if kind == "word-problems" else TESTED_OF.get(kind, TESTED)
         counts[kind] += min(data.n_test or most, most)
     return _answering(counts, params, inputs)
