@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from stepwell.audit.checks import CODES, promised_hops
 from stepwell.audit.data import FileAudit, audit_files, audit_items
 from stepwell.errors import StepwellError
-from stepwell.tasks.prosqa import FAMILIES, generate_items, write_items
+from stepwell.tasks.prosqa import FAMILIES, count_rules, generate_items, write_items
 
 Entry = dict[str, Any]
 N = 60
@@ -196,6 +197,16 @@ def test_official_validation_set_is_clean(shared_data):
     rule = scores["another-person"]
     assert rule.value == pytest.approx(0.957, abs=0.0005) and rule.n == 300
     assert rule.low is not None and rule.high is not None and rule.low < 0.946 < rule.high
+
+
+def test_rules_are_counted_by_hops_and_the_counts_add_up():
+    items = generate_items("id", 60, seed=4)
+    for score in audit_items("id", items).shortcuts:
+        assert [(hops, n) for hops, _, n in score.by_hops] == sorted(Counter(item.hops for item in items).items())
+        assert score.n == 60 and score.correct == sum(correct for _, correct, _ in score.by_hops)
+        for hops, correct, _ in score.by_hops:
+            (alone,) = [c for c in count_rules([i for i in items if i.hops == hops]) if c.rule == score.rule]
+            assert alone.correct == correct
 
 
 @pytest.mark.parametrize("family", FAMILIES)

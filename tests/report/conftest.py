@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ class Run:
         }
         (self.path / "env.json").write_text(json.dumps(env))
 
+    @staticmethod
+    def hops(name: str) -> Callable[[int], int]:
+        """The hops of an item of a set, by its place."""
+        return lambda item: 7 if name == "7hop" else 2 + item % 2
+
     def data(self, *, source: str = "generated") -> None:
         sets = {"train": "mini", "steer": "mini", "test": "mini", **{name: name for name in OUTSIDE}}
         digest = hashlib.sha256(b"set").hexdigest()
@@ -136,9 +142,12 @@ class Run:
                 {"kind": "audit", "set": name, "n": self.items, "code": code, "count": 0, "of": self.items}
                 for code in ("cyclic", "target-unreachable", "duplicate-item")
             ]
+            every = range(self.items)
             for rule, accuracy in RULES.items():
                 right = round(2 * self.items * (accuracy if name not in OUTSIDE else 0.5)) / 2
-                audit.append({"kind": "shortcut", "set": name, "rule": rule, "correct": right, "n": self.items})
+                by_hops = [[h, right * n / self.items, n] for h, n in Counter(map(self.hops(name), every)).items()]
+                rules = {"rule": rule, "correct": right, "n": self.items, "by_hops": by_hops}
+                audit.append({"kind": "shortcut", "set": name, **rules})
         self.job("audit", audit, seconds=2)
         for arm in ARMS:
             check = {"kind": "check", "arm": arm, "name": "label self-test", "passed": True}
@@ -191,7 +200,7 @@ class Run:
                         "set": name,
                         "id": f"{name}-{item:04d}",
                         "condition": "clean",
-                        "hops": 2 + item % 2 if name == "test" else 7,
+                        "hops": self.hops(name)(item),
                         "correct": correct,
                         "forced_correct": forced,
                         "margin": self.random.gauss(4.0 if correct else -2.0, 1.0),

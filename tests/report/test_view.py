@@ -20,6 +20,7 @@ from stepwell.report.verdicts import verdict_rows
 from stepwell.report.view import Report, view
 
 NewRun = Callable[..., Any]
+RULES = ["another-person", "lower-in-degree", "first-named"]
 
 
 def section(report: Report, key: str) -> Section:
@@ -278,8 +279,51 @@ def test_rules_stand_below_the_arms_with_half_points_for_silence(new_run: NewRun
     for table in section(report, "accuracy").tables:
         assert [row.group for row in table.rows] == ["arms"] * 5 + ["rules"] * 3
         assert line(table, "another-person")[1].text == "61.3"  # 122.5 of 200
-    outside = section(report, "outside").tables[0]
-    assert line(outside, "first-named")[1].text == "50.0"
+        # By hops as well: half of the items have 2.
+        low, high = wilson(61.25, 100)
+        shown = line(table, "another-person")[2]
+        assert (shown.text, shown.interval) == ("61.3", f"{100 * low:.1f}\u2013{100 * high:.1f}")
+        assert all(cell.count == "" for cell in line(table, "another-person"))
+    outside = section(report, "outside").tables
+    assert line(outside[0], "first-named")[1].text == "50.0"
+    by_hops = [table for table in outside if table.title.startswith("Set ")]
+    assert [table.title.split(":")[0] for table in by_hops] == ["Set dag", "Set dag", *["Set no-shortcut"] * 2]
+    for table in by_hops:
+        assert [column.name for column in table.columns[:4]] == ["arm", "all", "2 hops", "3 hops"]
+        assert [row.group for row in table.rows] == ["arms"] * 5 + ["rules"] * 3
+
+
+def test_every_seed_stands_by_hops_above_the_rules(new_run: NewRun):
+    run = new_run(items=40, seeds=(0, 1))
+    tables = section(view(run.whole()), "seeds").tables
+    items = [json.loads(text) for text in (run.path / "records" / "evaluate.cot.1.jsonl").read_text().splitlines()]
+    table = next(t for t in tables if t.title == "Set test: free decoding of each seed, accuracy in %")
+    assert [row.cells[1].text for row in table.rows if row.cells[0].text == "cot"] == ["0", "1"]
+    shown = next(row.cells for row in table.rows if [c.text for c in row.cells[:2]] == ["cot", "1"])
+    for place, hops in enumerate((None, 2, 3), start=2):
+        right = [i["correct"] for i in items if i["set"] == "test" and hops in (None, i["hops"])]
+        low, high = wilson(sum(right), len(right))
+        assert shown[place].text == f"{100 * sum(right) / len(right):.1f}"
+        assert shown[place].interval == f"{100 * low:.1f}\u2013{100 * high:.1f}"
+    for each in tables:
+        if each.title.startswith("Set ") or each.title == "Each arm and seed":
+            assert [row.cells[0].text for row in each.rows if row.group == "rules"] == RULES
+    # Validation asks the steering split, the next column the test set: 24.5 of 40 in both.
+    rule = line(tables[0], "another-person")
+    assert [cell.text for cell in rule[2:4]] == ["61.3", "61.3"]
+    assert sum(cell.columns for cell in rule) == len(tables[0].columns)
+
+
+def test_one_seed_is_not_told_twice_and_records_without_hops_leave_a_dash(new_run: NewRun):
+    run = new_run(items=40)
+    folder = run.whole()
+    path = folder / "records" / "audit.jsonl"
+    records = [json.loads(text) for text in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in r.items() if k != "by_hops"}) + "\n" for r in records))
+    report = view(folder)
+    assert not [t.title for t in section(report, "seeds").tables if t.title.startswith("Set ")]
+    rule = line(section(report, "accuracy").tables[0], "another-person")
+    assert [cell.why for cell in rule[1:4]] == ["", "not counted by hops", "not counted by hops"]
 
 
 def test_other_families_are_kept_apart(new_run: NewRun):

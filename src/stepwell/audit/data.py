@@ -12,7 +12,7 @@ from stepwell.audit.checks import CODES, Entry, check_entry, hops_asked
 from stepwell.tasks.prosqa.canonical import canonical_keys, same_up_to_renaming
 from stepwell.tasks.prosqa.items import Item, read_json_list
 from stepwell.tasks.prosqa.packing import pack_graphs
-from stepwell.tasks.prosqa.shortcuts import count_rules
+from stepwell.tasks.prosqa.shortcuts import RULES, count_rules
 
 CONFIDENCE = 0.95
 
@@ -40,7 +40,7 @@ class Finding:
 class RuleScore:
     """How often a shortcut rule is right, a silent rule counted as half, with a Wilson interval.
 
-    value, low and high are None where no item could be judged (n = 0).
+    value, low and high are None where no item could be judged (n = 0). `by_hops` has (hops, correct, n), in order.
     """
 
     rule: str
@@ -49,6 +49,7 @@ class RuleScore:
     high: float | None
     correct: float
     n: int
+    by_hops: tuple[tuple[int, float, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +135,21 @@ def _report(name: str, entries: Sequence[Entry], overlaps: Mapping[str, str]) ->
 def _scores(items: Iterable[Item]) -> tuple[RuleScore, ...]:
     from stepwell.stats import wilson  # scipy is loaded where it is needed
 
+    groups: dict[int, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[item.hops].append(item)
+    counts = {hops: count_rules(group) for hops, group in sorted(groups.items())}
     scores = []
-    for count in count_rules(items):
-        estimate = wilson(count.correct, count.n, CONFIDENCE)
+    for place, rule in enumerate(RULES):
+        by_hops = tuple((hops, found[place].correct, found[place].n) for hops, found in counts.items())
+        correct, n = sum(right for _, right, _ in by_hops), sum(of for _, _, of in by_hops)
+        estimate = wilson(correct, n, CONFIDENCE)
         scores.append(
             RuleScore(
-                rule=count.rule,
-                value=estimate.value,
-                low=estimate.low,
-                high=estimate.high,
-                correct=count.correct,
-                n=count.n,
+                rule=rule, value=estimate.value, low=estimate.low, high=estimate.high, correct=correct, n=n,
+                by_hops=by_hops,
             )
-        )
+        )  # fmt: skip
     return tuple(scores)
 
 

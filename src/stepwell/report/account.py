@@ -7,7 +7,7 @@ from typing import Any
 
 from stepwell.report.cells import Cell, Column, Row, Section, Table, dash, number, plural
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import counted, grouped, headed, other_count, share_cell
+from stepwell.report.measures import grouped, headed, rule_cell, rules_on
 from stepwell.report.verdicts import verdict_rows
 
 SHOWN_PACKAGES = ("stepwell", "torch", "transformers", "numpy", "scipy", "pydantic", "safetensors", "plotly")
@@ -89,18 +89,14 @@ def _findings(findings: list[Record]) -> list[Table]:
 
 
 def _shortcuts(data: RunData) -> list[Table]:
-    found = {(str(r.get("rule")), str(r.get("set"))): r for r in data.of_kind("shortcut") if r.get("n")}
-    rules, sets = dict.fromkeys(rule for rule, _ in found), list(dict.fromkeys(name for _, name in found))
-    counts = {name: _common(int(r["n"]) for (_, of), r in found.items() if of == name) for name in sets}
+    sets = list(dict.fromkeys(str(r.get("set")) for r in data.of_kind("shortcut") if r.get("n")))
+    found = {name: rules_on(data, name) for name in sets}
+    rules = dict.fromkeys(rule for mine in found.values() for rule in mine)
+    counts = {name: _common(of[None][1] for of in mine.values()) for name, mine in found.items()}
     rows = []
     for rule in rules:
-        cells = [Cell(text=rule)]
-        for name in sets:
-            record = found.get((rule, name))
-            estimate = counted(float(record["correct"]), int(record["n"])) if record else None
-            count = other_count(record, counts[name]) if record else ""
-            cells.append(share_cell(estimate, "not counted on this set", count=count))
-        rows.append(Row(cells=tuple(cells)))
+        cells = (rule_cell(found[name].get(rule, {}).get(None), counts[name]) for name in sets)
+        rows.append(Row(cells=(Cell(text=rule), *cells)))
     columns = (Column(name="rule"), *(Column(name=name, note=headed(counts[name]), numeric=True) for name in sets))
     title = "Rules that need no reasoning, accuracy in %"
     told = [f"`{rule}` {RULES[rule]}" for rule in rules if rule in RULES]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepwell.report.cells import MINUS, Cell, Chart, Column, Row, Section, Series, Table, dash, joined, number, plural
+from stepwell.report.curves import job_of
 from stepwell.report.folder import Record, RunData
 from stepwell.report.measures import (
     common_count,
@@ -17,9 +18,10 @@ from stepwell.report.measures import (
     headed,
     is_clean,
     mean,
-    other_count,
     own_count,
     point,
+    rule_cell,
+    rules_on,
     share,
     share_cell,
 )
@@ -32,7 +34,7 @@ def accuracy_section(folder: RunData) -> Section:
     """Accuracy per arm, test set and hops, free decoding and forced choice, beside the shortcut rules."""
     clean = _clean(folder)
     sets = [name for name in _sets(clean) if family_of(folder, name) not in OUT_OF_DISTRIBUTION]
-    tables = tuple(_set_table(folder, name, way, _of_set(clean, name)) for name in sets for way in WAYS)
+    tables = tuple(set_table(folder, name, way, _of_set(clean, name)) for name in sets for way in WAYS)
     return Section(
         key="accuracy",
         title="Accuracy",
@@ -57,6 +59,12 @@ def outside_section(folder: RunData) -> Section:
     tables: tuple[Table, ...] = ()
     if sets:
         tables = tuple(_families_table(folder, way, sets, clean) for way in WAYS)
+        tables += tuple(
+            set_table(folder, name, way, mine)
+            for name in sets
+            if len(hops_of(mine := _of_set(clean, name))) > 1
+            for way in WAYS
+        )
     return Section(key="outside", title="Out of distribution", tables=tables, missing=missing)
 
 
@@ -114,40 +122,57 @@ def _of_set(items: Sequence[Record], name: str) -> list[Record]:
     return [record for record in items if str(record.get("set")) == name]
 
 
-def _set_table(folder: RunData, name: str, way: Way, items: Sequence[Record]) -> Table:
-    """One way of answering, over all hops and per hop count: arms first, then the rules."""
-    hops = sorted({record["hops"] for record in items if record.get("hops") is not None})
-    by = grouped(items, lambda r: (str(r.get("arm")), r.get("hops")))
-    by_arm = grouped(items, lambda r: (str(r.get("arm")), None))
-    groups = {**by, **by_arm}
-    counts = {hop: common_count([group for key, group in groups.items() if key[1] == hop]) for hop in [None, *hops]}
+def seed_tables(folder: RunData) -> tuple[Table, ...]:
+    """Every set by arm and seed; none where all items were asked under one seed, for then those of the sets say it."""
+    clean = _clean(folder)
+    if len({str(record.get("seed")) for record in clean}) < 2:
+        return ()
+    return tuple(
+        set_table(folder, name, way, _of_set(clean, name), seeds=True) for name in _sets(clean) for way in WAYS
+    )
+
+
+def set_table(folder: RunData, name: str, way: Way, items: Sequence[Record], *, seeds: bool = False) -> Table:
+    """One way of answering, over all hops and per hop count: arms (and their seeds) first, then the rules."""
+
+    def line_of(record: Record) -> tuple[str, ...]:
+        return job_of(record)[: 1 + seeds]
+
+    groups = grouped(items, lambda r: (line_of(r), r.get("hops"))) | grouped(items, lambda r: (line_of(r), None))
+    counts = {
+        hop: common_count([group for key, group in groups.items() if key[1] == hop]) for hop in [None, *hops_of(items)]
+    }
     rows = []
-    for arm in folder.arms():
-        cells = [Cell(text=arm, code=True)]
+    for line in jobs_of(folder, items) if seeds else [(arm,) for arm in folder.arms()]:
+        cells = [Cell(text=line[0], code=True), *(Cell(text=seed) for seed in line[1:])]
         for hop, count in counts.items():
-            chosen = groups.get((arm, hop), [])
+            chosen = groups.get((line, hop), [])
             why = f"no {way.title.lower()} recorded" if chosen else "not evaluated on this set"
             cells.append(share_cell(share(chosen, way.field), why, count=own_count(chosen, count)))
-        cells.append(way.extra(groups.get((arm, None), [])))
-        rows.append(Row(cells=tuple(cells), group="arms"))
-    columns = [Column(name="arm")]
+        cells.append(way.extra(groups.get((line, None), [])))
+        rows.append(Row(cells=tuple(cells), group=line[0] if seeds else "arms"))
+    for rule, found in rules_on(folder, name).items():
+        told = (rule_cell(found.get(hop), count, why="not counted by hops") for hop, count in counts.items())
+        head = Cell(text=rule, columns=2 if seeds else 1)
+        rows.append(Row(cells=(head, *told, dash("a rule has none")), group="rules"))
+    columns = [Column(name="arm"), *([Column(name="seed", numeric=True)] if seeds else [])]
     for hop, count in counts.items():
         columns.append(Column(name="all" if hop is None else plural(int(hop), "hop"), note=headed(count), numeric=True))
     columns.append(Column(name=way.extra_name, note=way.extra_unit, numeric=True))
-    rows += _rule_rows(folder, name, len(columns), counts[None])
-    return Table(title=f"Set {name}: {way.title.lower()}, accuracy in %", columns=tuple(columns), rows=tuple(rows))
+    title = f"Set {name}: {way.title.lower()}{' of each seed' if seeds else ''}, accuracy in %"
+    return Table(title=title, columns=tuple(columns), rows=tuple(rows), folded=seeds)
 
 
-def _rule_rows(folder: RunData, name: str, width: int, common: str) -> list[Row]:
-    """The shortcut rules of a set, counted over all its items."""
-    rows = []
-    for record in folder.of_kind("shortcut"):
-        if str(record.get("set")) == name and record.get("n"):
-            estimate = counted(float(record["correct"]), int(record["n"]))
-            cells = [Cell(text=str(record.get("rule"))), share_cell(estimate, "", count=other_count(record, common))]
-            cells += [dash("rules are counted over all hops only") for _ in range(width - 3)]
-            rows.append(Row(cells=(*cells, dash("a rule has none")), group="rules"))
-    return rows
+def hops_of(items: Sequence[Record]) -> list[int]:
+    """The hop counts that records have, fewest first."""
+    return sorted({record["hops"] for record in items if record.get("hops") is not None})
+
+
+def jobs_of(folder: RunData, records: Iterable[Record]) -> list[tuple[str, str]]:
+    """Arm and seed of records, each once: arms in the plan's order, and their seeds by number."""
+    order = {arm: place for place, arm in enumerate(folder.arms())}
+    jobs = {job_of(record) for record in records}
+    return sorted(jobs, key=lambda job: (order.get(job[0], len(order)), job[1].zfill(9)))
 
 
 def _valid_chain(records: Sequence[Record]) -> Cell:
@@ -193,10 +218,7 @@ def _set_chart(folder: RunData, name: str, items: Sequence[Record]) -> Chart:
             estimate = share(by_arm.get(arm, []), way.field)
             if estimate is not None and estimate.value is not None:
                 series.append(point(arm, arm, estimate, filled=way is WAYS[0]))
-    for record in folder.of_kind("shortcut"):
-        if str(record.get("set")) == name and record.get("n"):
-            estimate = counted(float(record["correct"]), int(record["n"]))
-            series.append(point(str(record.get("rule")), "", estimate))
+    series += [point(rule, "", counted(*found[None])) for rule, found in rules_on(folder, name).items()]
     return Chart(
         key=f"accuracy-{name}",
         title=f"Set {name}",
@@ -225,16 +247,11 @@ def _families_table(folder: RunData, way: Way, sets: Sequence[str], clean: Seque
 
 
 def _rules_by_set(folder: RunData, counts: Mapping[str, str]) -> list[Row]:
-    found = {(str(r.get("rule")), str(r.get("set"))): r for r in folder.of_kind("shortcut") if r.get("n")}
+    found = {name: rules_on(folder, name) for name in counts}
     rows = []
-    for rule in dict.fromkeys(rule for rule, name in found if name in counts):
-        cells = [Cell(text=rule)]
-        for name, common in counts.items():
-            record = found.get((rule, name))
-            estimate = counted(float(record["correct"]), int(record["n"])) if record else None
-            count = other_count(record, common) if record else ""
-            cells.append(share_cell(estimate, "not counted on this set", count=count))
-        rows.append(Row(cells=tuple(cells), group="rules"))
+    for rule in dict.fromkeys(rule for mine in found.values() for rule in mine):
+        cells = (rule_cell(found[name].get(rule, {}).get(None), common) for name, common in counts.items())
+        rows.append(Row(cells=(Cell(text=rule), *cells), group="rules"))
     return rows
 
 

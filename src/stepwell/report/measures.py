@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from stepwell.report.cells import TIMES, TO, Cell, Series, dash, percent, plural, times_100
-from stepwell.report.folder import Record
+from stepwell.report.folder import Record, RunData
 
 if TYPE_CHECKING:
     from stepwell.stats import Estimate
@@ -110,10 +110,22 @@ def own_count(records: Sequence[Record], common: str) -> str:
     return "" if common or not records else f"n {count_text(records)}"
 
 
-def other_count(record: Record, common: str) -> str:
-    """What a rule's cell says about its n where that is not the number of items in the head of its column."""
-    n = f"{int(record['n']):,}"
-    return "" if n == common.split(" ")[0] else f"n {n}"
+def rules_on(folder: RunData, name: str) -> dict[str, dict[int | None, tuple[float, int]]]:
+    """How each shortcut rule fared on a set: (right answers, items) for every number of hops, and over all at None."""
+    return {
+        str(record.get("rule")): {None: (float(record["correct"]), int(record["n"]))}
+        | {int(hops): (float(correct), int(n)) for hops, correct, n in record.get("by_hops") or ()}
+        for record in folder.of_kind("shortcut")
+        if str(record.get("set")) == name and record.get("n")
+    }
+
+
+def rule_cell(found: tuple[float, int] | None, common: str, *, why: str = "not counted on this set") -> Cell:
+    """A rule's share of right answers, with its n where that is not the number of items in the head of its column."""
+    if found is None:
+        return dash(why)
+    n = f"{found[1]:,}"
+    return share_cell(counted(*found), "", count="" if n == common.split(" ")[0] else f"n {n}")
 
 
 def headed(count: str) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from stepwell.report.accuracy import first_set
+from dataclasses import replace
+
+from stepwell.report.accuracy import first_set, jobs_of, seed_tables
 from stepwell.report.cells import Cell, Column, Row, Section, Table, dash, number, plural
 from stepwell.report.curves import finite, job_of
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import counted, grouped, is_clean, share, share_cell
+from stepwell.report.measures import counted, grouped, is_clean, rule_cell, rules_on, share, share_cell
 
+STEER = "steer"
+"""The split that validation asks."""
 NUMERIC_AXES = ("vectors", "seed", "slots")
 AXES = ("arm", "tier", "model", *NUMERIC_AXES)
 """What the jobs of a study are told apart by."""
@@ -33,13 +37,14 @@ def seeds_section(folder: RunData) -> Section:
         Column(name="restarts", numeric=True),
         Column(name="alerts", numeric=True),
     )
+    rows += _rule_rows(folder, name, (_common(checked), _common(counts))) if rows else []
     total = sum(1 for _ in folder.of_kind("restart"))
     note = f"{plural(total, 'restart')} in all: a restart begins anew with another seed." if total else "No restart."
     table = Table(title="Each arm and seed", columns=columns, rows=tuple(rows), note=note)
     return Section(
         key="seeds",
         title="Seeds",
-        tables=(table, *_restarts(folder)) if rows else (),
+        tables=(table, *_restarts(folder), *seed_tables(folder)) if rows else (),
         missing="" if rows else "No training was recorded.",
     )
 
@@ -87,14 +92,16 @@ def _axis(axis: str, record: Record) -> Cell:
 
 
 def _training_jobs(folder: RunData) -> list[tuple[str, str]]:
-    found = {job_of(r) for kind in ("step", "validation") for r in folder.of_kind(kind)}
-    order = {arm: place for place, arm in enumerate(folder.arms())}
-    return sorted(found, key=lambda job: (order.get(job[0], len(order)), job[1].zfill(9)))
+    return jobs_of(folder, (record for kind in ("step", "validation") for record in folder.of_kind(kind)))
 
 
 def _counted_over(counts: set[int]) -> str:
     """The n for the head of a column, where it is the same for all."""
-    return f", n {next(iter(counts)):,}" if len(counts) == 1 else ""
+    return f", n {_common(counts)}" if len(counts) == 1 else ""
+
+
+def _common(counts: set[int]) -> str:
+    return f"{next(iter(counts)):,}" if len(counts) == 1 else ""
 
 
 def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[bool, bool]) -> Row:
@@ -129,6 +136,19 @@ def _seed_row(folder: RunData, job: tuple[str, str], name: str, *, alike: tuple[
         ),
         group=arm,
     )
+
+
+def _rule_rows(folder: RunData, name: str, common: tuple[str, str]) -> list[Row]:
+    """The rules that need no reasoning, on the set that the runs are shown on and on the steering split."""
+    steer, test = rules_on(folder, STEER), rules_on(folder, name)
+    untrained = dash("a rule is not trained")
+    before, after = replace(untrained, columns=4), replace(untrained, columns=2)
+    rows = []
+    for rule, found in test.items():
+        validation = rule_cell(steer.get(rule, {}).get(None), common[0])
+        cells = (Cell(text=rule, columns=2), before, validation, rule_cell(found[None], common[1]), after)
+        rows.append(Row(cells=cells, group="rules"))
+    return rows
 
 
 def _restarts(folder: RunData) -> tuple[Table, ...]:

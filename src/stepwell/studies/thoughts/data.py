@@ -137,7 +137,8 @@ def audit(params: AuditParams, ctx: StageContext) -> None:
         if not found.findings:
             ctx.write("audit", set=name, n=found.n, code="clean", count=0, of=found.n, items=[], example="")
         for score in found.shortcuts:
-            ctx.write("shortcut", set=name, rule=score.rule, correct=score.correct, n=score.n)
+            by_hops = [list(each) for each in score.by_hops]
+            ctx.write("shortcut", set=name, rule=score.rule, correct=score.correct, n=score.n, by_hops=by_hops)
         detail = ", ".join(f"{f.code} {f.count} of {f.of}" for f in found.findings) or "no findings"
         ctx.write("check", name=f"data-{name}", passed=found.ok, detail=f"{found.n} items: {detail}")
 

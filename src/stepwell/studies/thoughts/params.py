@@ -199,7 +199,7 @@ KINDS = (
             run=f"{_HERE}.data:audit",
             yields={
                 "audit": frozenset({"set", "n", "code", "count", "of", "example"}),
-                "shortcut": frozenset({"set", "rule", "correct", "n"}),
+                "shortcut": frozenset({"set", "rule", "correct", "n", "by_hops"}),
                 "check": frozenset({"name", "passed", "detail"}),
             },
         )
