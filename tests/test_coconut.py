@@ -184,6 +184,15 @@ def test_an_evaluation_takes_the_checkpoint_in_the_stage_of_its_epoch(tmp_path: 
     found = values(tmp_path, named)
     assert found["train.given"] == 6 and found["axes.arm"] == ["continuous"] and found["gates"] == []
     assert found["model.model.checkpoint"] == "saved/checkpoint_40"
+    files = [tmp_path / name for name in ("checkpoint_40", "train.json", "valid.json")]
+    for file in files:
+        file.touch()
+    there = {"saved/checkpoint_40": files[0], "data/prosqa_train.json": files[1], "data/prosqa_valid.json": files[2]}
+    overrides = imported(tmp_path, named).overrides
+    assert all(any(name in override for override in overrides) for name in there)
+    for name, file in there.items():
+        overrides = [override.replace(name, str(file)) for override in overrides]
+    assert load_plan("thoughts", rung="hero", overrides=overrides).gates == ()
     early = values(tmp_path, named.replace("resume: 40", "resume: 12"))
     assert early["train.given"] == 2
     written = named.replace("coconut: True", "coconut: False").replace("cot: False", "cot: True", 1)

@@ -95,12 +95,22 @@ def test_parameters_are_filled_in_with_defaults(toy: Path) -> None:
         ("gates.early.at_most.epoch=3", lambda plan: plan.gates[0].criteria[0].at_most == {"epoch": 3.0}),
         ("gates.early.combine=any", lambda plan: plan.gates[0].combine == "any"),
         ("gates.early.routes.no-go=next", lambda plan: plan.gates[0].routes["no-go"] == "next"),
+        ("gates.early=null", lambda plan: plan.gates == () and len(plan.stages) == 4),
+        ("gates=[]", lambda plan: plan.gates == ()),
     ],
 )
 def test_dotted_overrides_set_what_they_name(toy: Path, override: str, read) -> None:
     if "each" in override:
         edited(toy, "    each: {arm: arm}\n", "    each: {arm: [cot]}\n")
     assert read(load_plan(toy, rung="demo", overrides=[override]))
+
+
+def test_what_is_left_out_moves_no_other_place(toy: Path) -> None:
+    """Lines are kept by number of stage: an error in the stage behind the one that is left out names its own line."""
+    left = load_plan(toy, rung="demo", overrides=["gates.early=null", "more=null"])
+    assert [stage.name for stage in left.stages] == ["data", "train", "evaluate"] and left.gates == ()
+    text = error_of(toy, "gates.early=null", "train=null")
+    assert f"toy.yaml:{line_of('needs: [train, data]')}: stages.evaluate.needs.0: unknown stage `train`" in text
 
 
 def test_overrides_come_after_the_rung(toy: Path) -> None:

@@ -19,8 +19,13 @@ PARTS: dict[str | int, type[Spec]] = {"budget": Budget, "ray": RayOptions, "slur
 def apply(source: Source, key: str, value: Source, place: Place) -> None:
     """Set one dotted key of the plan's data, and remember that `place` set it.
 
+    `GATE` or `STAGE` set to null is left out of the plan, and `gates` may be set as a whole.
+
     Raises StepwellError when the key names no stage, gate, axis or field, or leads through a value that has no keys.
     """
+    if value.data is None and (whole := _whole(source.data, key)):
+        _leave_out(source, *whole)
+        return
     keys = _resolve(source.data, key, place)
     here = source.data
     for depth, part in enumerate(keys[:-1]):
@@ -40,6 +45,26 @@ def apply(source: Source, key: str, value: Source, place: Place) -> None:
     source.places[keys] = place
 
 
+def _whole(data: dict[str, Any], key: str) -> tuple[str, int] | None:
+    """`stages` or `gates` and the place in it, where a key names a stage or a gate and nothing within it."""
+    first, _, rest = key.partition(".")
+    what, name = ("gates", rest) if first == "gates" else ("stages", key)
+    index = _by_name(data, what).get(name)
+    return None if index is None else (what, index)
+
+
+def _leave_out(source: Source, what: str, index: int) -> None:
+    del source.data[what][index]
+    moved: dict[Keys, Place] = {}
+    for keys, at in source.places.items():
+        number = keys[1] if keys[:1] == (what,) and len(keys) > 1 else None
+        if not isinstance(number, int) or number < index:
+            moved[keys] = at
+        elif number > index:
+            moved[what, number - 1, *keys[2:]] = at
+    source.places = moved
+
+
 def _step(here: Any, part: str | int, key: str, keys: Keys, place: Place) -> Any:
     if isinstance(here, list) and isinstance(part, int) and part < len(here):
         return here[part]
@@ -54,6 +79,8 @@ def _resolve(data: dict[str, Any], key: str, place: Place) -> Keys:
     """The path of keys through the data that a dotted key means."""
     first, *rest = (int(part) if part.isdecimal() else part for part in key.split("."))
     stages, gates = _by_name(data, "stages"), _by_name(data, "gates")
+    if first == "gates" and not rest:
+        return ("gates",)
     if first == "gates":
         return _gate_key(data, key, rest, gates, place)
     if first == "axes" and rest:
@@ -63,7 +90,9 @@ def _resolve(data: dict[str, Any], key: str, place: Place) -> Keys:
             return ("stages", stages[str(first)], *rest)
         if rest:
             return ("stages", stages[str(first)], "params", *rest)
-        raise _unknown(f"{key} is a stage; say which of its parameters: {key}.PARAMETER", place)
+        raise _unknown(
+            f"{key} is a stage; say which of its parameters: {key}.PARAMETER, or leave it out: {key}=null", place
+        )
     if first in PLAN_KEYS and not rest:
         return (first,)
     if first in PARTS and rest and rest[0] in PARTS[first].model_fields:
@@ -74,12 +103,11 @@ def _resolve(data: dict[str, Any], key: str, place: Place) -> Keys:
 
 
 def _gate_key(data: dict[str, Any], key: str, rest: list[Any], gates: dict[str, int], place: Place) -> Keys:
-    if not rest or rest[0] not in gates:
-        found = rest[0] if rest else ""
-        raise _unknown(f"unknown gate `{found}`; gates: {listed(gates)}{near(found, gates)}", place)
+    if rest[0] not in gates:
+        raise _unknown(f"unknown gate `{rest[0]}`; gates: {listed(gates)}{near(rest[0], gates)}", place)
     index = gates[rest[0]]
     if len(rest) == 1:
-        raise _unknown(f"{key} is a gate; say which of its fields: {key}.threshold", place)
+        raise _unknown(f"{key} is a gate; say which of its fields: {key}.threshold, or leave it out: {key}=null", place)
     if rest[1] in GateSpec.model_fields:
         return ("gates", index, *rest[1:])
     if rest[1] in Criterion.model_fields:
