@@ -26,17 +26,18 @@ class Scored:
 
     Attributes:
         answer: free decoding, read back.
-        margin: log-probability of the right option minus the wrong one's, in nats, each the whole `### answer`.
+        margin: log-probability of the right option minus the wrong one's, in nats, each the whole `### answer`; None
+            where it was not asked for, or the items have no two options.
     """
 
     row: int
     answer: Answer
-    margin: float
+    margin: float | None
 
     @property
-    def forced_correct(self) -> bool:
-        """Whether the right option is the likelier one; a tie is not."""
-        return self.margin > 0
+    def forced_correct(self) -> bool | None:
+        """Whether the right option is the likelier one; a tie is not. None where no options were compared."""
+        return None if self.margin is None else self.margin > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Intervened:
         donor: the row whose chain was put in; None where none was.
         answer: free decoding; None where it was not asked for.
         margin: as `Scored.margin`; without decoding, the options follow the thoughts at once.
-        flipped: whether the forced choice differs from the same item's clean one.
+        flipped: whether the forced choice differs from the same item's clean one; None without options.
         changed: whether the decoded answer differs from the clean one; None without decoding.
         vacuous: whether the thoughts are what they were: the edit could change nothing.
     """
@@ -60,15 +61,15 @@ class Intervened:
     latents: int
     donor: int | None
     answer: Answer | None
-    margin: float
-    flipped: bool
+    margin: float | None
+    flipped: bool | None
     changed: bool | None
     vacuous: bool
 
     @property
-    def forced_correct(self) -> bool:
-        """Whether the right option is the likelier one; a tie is not."""
-        return self.margin > 0
+    def forced_correct(self) -> bool | None:
+        """Whether the right option is the likelier one; a tie is not. None where no options were compared."""
+        return None if self.margin is None else self.margin > 0
 
 
 @torch.no_grad()
@@ -81,15 +82,15 @@ def score(
         model: in evaluation mode.
         stage: of the curriculum: the number of latents is the stage's, never the item's.
         seed: of the names that symbols get.
-        forced: also score both options; without, the margin is NaN.
+        forced: also score both options, where the items have two.
     """
     for rows, batch in asked(model, reader, stage=stage, seed=seed, batch_size=batch_size, items=items):
         cache = model.backbone.new_cache()
         hidden = model(batch, cache=cache)[:, -1]
         read = read_of(model, batch, hidden, cache)
         answers = decoded(model, reader, batch, read)
-        nats = [float("nan")] * len(answers)
-        if forced:
+        nats: list[Any] = [None] * len(answers)
+        if forced and reader.choice:
             nats = margins(model, reader, batch, read, [answer.steps for answer in answers]).tolist()
         for row, answer, margin in zip(rows.tolist(), answers, nats, strict=True):
             yield Scored(row=row, answer=answer, margin=margin)
@@ -108,7 +109,8 @@ def intervened(
         what: `clean` first, as `interventions` gives them: the others are compared with it.
         given: of the thoughts that `collect` gives with the same stage, seed and batch size.
         stage, seed, batch_size, items: as for `score`.
-        decode: also let it write its answer; without, only the two options are compared, right after the thoughts.
+        decode: also let it write its answer; without, only the two options are compared, right after the thoughts:
+            nothing is left of items that have none.
 
     Yields:
         The items of one batch under one intervention; an item that has no donor for it is left out.
@@ -147,13 +149,14 @@ def _under(
     steps = [()] * len(rows) if answers is None else [answer.steps for answer in answers]
     donor = given.donors[what.family][rows].tolist() if what.family in DONATED else [None] * len(rows)
     found = []
-    for i, margin in enumerate(margins(model, reader, batch, read, steps).tolist()):
+    nats: list[Any] = margins(model, reader, batch, read, steps).tolist() if reader.choice else [None] * len(rows)
+    for i, margin in enumerate(nats):
         answer = None if answers is None else answers[i]
         before = clean[i] if clean else None
         one = Intervened(
             what=what, row=int(rows[i]), latents=batch.thoughts, donor=donor[i], answer=answer, margin=margin,
-            flipped=before is not None and (margin > 0) != before.forced_correct, vacuous=vacuous[i],
-            changed=None if answer is None else before is not None and answer.text != _text(before),
+            flipped=None if margin is None else before is not None and (margin > 0) != before.forced_correct,
+            vacuous=vacuous[i], changed=None if answer is None else before is not None and answer.text != _text(before),
         )  # fmt: skip
         found.append(one)
     return found

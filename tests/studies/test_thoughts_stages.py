@@ -130,13 +130,17 @@ def test_parameters_are_accounted_for(folder: Path) -> None:
     assert {found[arm]["frozen_buffers"] for arm in ARMS if arm != "frozen"} == {0}
 
 
-def test_best_and_last_are_safetensors_of_one_shape_and_were_rescored(folder: Path) -> None:
+def test_best_and_last_are_safetensors_of_one_shape_and_were_rescored(
+    whole: tuple[Plan, RunResult], folder: Path
+) -> None:
     for arm in ARMS:
         last, best = (load_file(folder / "artifacts" / f"train.{arm}.0" / f"{n}.safetensors") for n in ("last", "best"))
         assert {k: v.shape for k, v in last.items()} == {k: v.shape for k, v in best.items()}
         assert ("vector" in last) == (arm in ("frozen", "shared"))
         checks = {c["name"]: c for c in records(folder, f"train.{arm}.0", "check")}
-        assert all(check["passed"] for check in checks.values())
+        failed = {name for name, check in checks.items() if not check["passed"]}
+        # Two stages, and items of up to three hops.
+        assert failed == ({"steps-removed"} if is_text(whole[0]) and arm not in ("cot", "direct") else set())
         details = [c["detail"].split(":")[0] for c in records(folder, f"train.{arm}.0", "check") if ":" in c["detail"]]
         assert details == ["last", "best"]
         assert ("vector-moved" in checks) == (arm == "shared")

@@ -388,10 +388,25 @@ def test_the_first_items_only_and_no_forced_choice():
     model, reader = model_of("pairs", "cot"), text_reader(items_of("mini", 5))
     found = list(score(model, reader, stage=0, seed=0, batch_size=2, items=3, forced=False))
     assert [one.row for one in found] == [0, 1, 2]
-    assert all(math.isnan(one.margin) and not one.forced_correct for one in found)
+    assert all(one.margin is None and one.forced_correct is None for one in found)
     assert len(list(score(model, reader, stage=0, seed=0, batch_size=2, items=99))) == 5
 
 
 def test_a_tie_is_not_right():
     answer = reader_for("gpt2").answer(whole(reader_for("gpt2"), "cot"), 0, [])
     assert not Scored(row=0, answer=answer, margin=0.0).forced_correct
+
+
+@pytest.mark.parametrize("arm", ["cot", "direct", "continuous", "removal"])
+@pytest.mark.parametrize("pad_to_max", [True, False])
+def test_the_longest_training_sequence_is_that_of_the_batches(arm: Any, pad_to_max: bool):
+    items = items_of("id", 6)
+    reader = TextReader(items, WordTokenizer(), (2, 3, 4), thoughts_per_step=9, pad_to_max=pad_to_max)
+    stages = 0 if arm in ("cot", "direct") else 4
+    found = [
+        reader.train_batch(torch.tensor([row]), arm, lambda _, s=stage: s, torch.Generator()).ids.shape[1]
+        for row in range(len(items))
+        for stage in range(stages + 1)
+    ]
+    row, tokens = reader.longest_row(arm, stages)
+    assert tokens == max(found) == max(found[row * (stages + 1) : (row + 1) * (stages + 1)])

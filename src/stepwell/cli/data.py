@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from stepwell.errors import StepwellError
+
 
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the application."""
@@ -24,7 +26,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def audit_data(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="ProsQA files (JSON).")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of items (JSON).")],
+    form: Annotated[
+        str, typer.Option("--format", help="prosqa, or steps: any questions with written steps and an answer.")
+    ] = "prosqa",
     as_json: Annotated[bool, typer.Option("--json", help="Print {file, n, ok, findings, shortcuts} of each.")] = False,
 ) -> int:
     """Audit data files: items that cannot be solved or are wrong, and rules that solve them without reasoning.
@@ -32,9 +37,12 @@ def audit_data(
     Exit code: 0 clean, 1 findings.
     """
     from stepwell.audit.data import audit_files
+    from stepwell.audit.written import audit_written
     from stepwell.cli import show
 
-    audits = audit_files(files)
+    if form not in (known := {"prosqa": audit_files, "steps": audit_written}):
+        raise StepwellError(f"unknown format `{form}`", f"Formats: {', '.join(known)}.")
+    audits = known[form](files)
     if as_json:
         print(json.dumps([audit.to_json() for audit in audits], indent=1, ensure_ascii=False))
     else:

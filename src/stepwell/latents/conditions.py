@@ -12,7 +12,8 @@ Family = Literal[
 ]  # fmt: skip
 FAMILIES: tuple[Family, ...] = get_args(Family)
 NOISE: frozenset[str] = frozenset({"noise-first", "noise-last", "noise-single"})
-DONATED: frozenset[str] = frozenset({"between", "transplant-matched", "transplant-unmatched"})
+BY_HOPS: frozenset[str] = frozenset({"transplant-matched", "transplant-unmatched"})
+DONATED: frozenset[str] = frozenset({"between"}) | BY_HOPS
 
 
 @dataclass(frozen=True, kw_only=True)

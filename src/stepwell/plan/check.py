@@ -49,6 +49,15 @@ class ChecksNeeds(Protocol):
         ...
 
 
+@runtime_checkable
+class Withholds(Protocol):
+    """Parameters that leave fields of their stage's records undefined, beside those of the stages they need."""
+
+    def withheld(self, needed: Mapping[str, Spec]) -> Mapping[str, str]:
+        """Field -> why no record has it; `needed` as for `ChecksNeeds`."""
+        ...
+
+
 def checked(plan: Plan, source: Source | None = None) -> Plan:
     """The plan, found sound. Otherwise StepwellError with every problem, each with its place and what is allowed."""
     import stepwell.studies  # noqa: F401 registers the shipped kinds
@@ -304,6 +313,11 @@ def _criterion(plan: Plan, criterion: Criterion, at: Keys) -> Iterator[Problem]:
         text = f"stage {stage.name} ({stage.kind}) yields no record with `{criterion.metric}`"
         yield Problem((*at, "metric"), f"{text}; fields: {listed(fields)}{near(criterion.metric, fields)}")
         return
+    params = params_of(stage)
+    withheld = params.withheld(params_needed(plan, stage)) if isinstance(params, Withholds) else {}
+    if why := withheld.get(criterion.metric):
+        text = f"no record of stage {stage.name} will have `{criterion.metric}`: {why}; ask for another or leave it out"
+        yield Problem((*at, "metric"), text)
     fields = sorted({"kind"} | set(axes) | set().union(*holding.values()))
     asked: list[tuple[str, Any]] = [
         *((key, ("where", key)) for key in criterion.where),

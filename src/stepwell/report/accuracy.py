@@ -15,6 +15,7 @@ from stepwell.report.measures import (
     common_count,
     counted,
     grouped,
+    has_graphs,
     headed,
     is_clean,
     mean,
@@ -28,23 +29,27 @@ from stepwell.report.measures import (
 
 OUT_OF_DISTRIBUTION = frozenset({"7hop", "8hop", "dag", "dense", "no-shortcut"})
 CHANCE = 50.0
+WITH_OPTIONS = (
+    "Free decoding counts an answer that the model wrote itself; forced choice, which of the two options it finds more "
+    "probable. Below the arms stand rules that answer without reasoning; what they do is told under Data and audits."
+)
+WITHOUT_OPTIONS = (
+    "Free decoding: the answer that the model wrote itself, counted where it is the right text or the same number. "
+    "These items are a question, steps and an answer, without a graph and two options. So there is no forced choice "
+    "and no margin, no chance level, no rule that answers without reasoning, and nothing that says whether written "
+    "steps are valid; in place of hops stands the number of steps."
+)
 
 
 def accuracy_section(folder: RunData) -> Section:
     """Accuracy per arm, test set and hops, free decoding and forced choice, beside the shortcut rules."""
     clean = _clean(folder)
     sets = [name for name in _sets(clean) if family_of(folder, name) not in OUT_OF_DISTRIBUTION]
-    tables = tuple(set_table(folder, name, way, _of_set(clean, name)) for name in sets for way in WAYS)
+    tables = tuple(set_table(folder, name, way, _of_set(clean, name)) for name in sets for way in ways_of(folder))
     return Section(
         key="accuracy",
         title="Accuracy",
-        lines=(
-            "Free decoding counts an answer that the model wrote itself; forced choice, which of the two options it "
-            "finds more probable. Below the arms stand rules that answer without reasoning; what they do is told under "
-            "Data and audits.",
-        )
-        if tables
-        else (),
+        lines=(WITH_OPTIONS if has_graphs(folder) else WITHOUT_OPTIONS,) if tables else (),
         charts=tuple(_set_chart(folder, name, _of_set(clean, name)) for name in sets),
         tables=tables,
         missing="" if tables else "No evaluated items: no evaluation has finished.",
@@ -92,7 +97,7 @@ def examples_section(folder: RunData) -> Section:
         Column(name="arm"),
         Column(name="set"),
         Column(name="item"),
-        Column(name="hops", numeric=True),
+        Column(name="hops" if has_graphs(folder) else "steps", numeric=True),
         Column(name="written"),
         Column(name="right answer"),
     )
@@ -128,7 +133,9 @@ def seed_tables(folder: RunData) -> tuple[Table, ...]:
     if len({str(record.get("seed")) for record in clean}) < 2:
         return ()
     return tuple(
-        set_table(folder, name, way, _of_set(clean, name), seeds=True) for name in _sets(clean) for way in WAYS
+        set_table(folder, name, way, _of_set(clean, name), seeds=True)
+        for name in _sets(clean)
+        for way in ways_of(folder)
     )
 
 
@@ -149,7 +156,7 @@ def set_table(folder: RunData, name: str, way: Way, items: Sequence[Record], *, 
             chosen = groups.get((line, hop), [])
             why = f"no {way.title.lower()} recorded" if chosen else "not evaluated on this set"
             cells.append(share_cell(share(chosen, way.field), why, count=own_count(chosen, count)))
-        cells.append(way.extra(groups.get((line, None), [])))
+        cells += [way.extra(groups.get((line, None), []))] if way.extra else []
         rows.append(Row(cells=tuple(cells), group=line[0] if seeds else "arms"))
     for rule, found in rules_on(folder, name).items():
         told = (rule_cell(found.get(hop), count, why="not counted by hops") for hop, count in counts.items())
@@ -157,8 +164,9 @@ def set_table(folder: RunData, name: str, way: Way, items: Sequence[Record], *, 
         rows.append(Row(cells=(head, *told, dash("a rule has none")), group="rules"))
     columns = [Column(name="arm"), *([Column(name="seed", numeric=True)] if seeds else [])]
     for hop, count in counts.items():
-        columns.append(Column(name="all" if hop is None else plural(int(hop), "hop"), note=headed(count), numeric=True))
-    columns.append(Column(name=way.extra_name, note=way.extra_unit, numeric=True))
+        named = "all" if hop is None else plural(int(hop), "hop" if has_graphs(folder) else "step")
+        columns.append(Column(name=named, note=headed(count), numeric=True))
+    columns += [Column(name=way.extra_name, note=way.extra_unit, numeric=True)] if way.extra else []
     title = f"Set {name}: {way.title.lower()}{' of each seed' if seeds else ''}, accuracy in %"
     return Table(title=title, columns=tuple(columns), rows=tuple(rows), folded=seeds)
 
@@ -198,9 +206,9 @@ class Way:
 
     title: str
     field: str
-    extra_name: str
-    extra_unit: str
-    extra: Callable[[Sequence[Record]], Cell]
+    extra_name: str = ""
+    extra_unit: str = ""
+    extra: Callable[[Sequence[Record]], Cell] | None = None
 
 
 WAYS = (
@@ -208,16 +216,23 @@ WAYS = (
     Way(title="Forced choice", field="forced_correct", extra_name="margin", extra_unit="nats", extra=_margin),
 )
 
+WRITTEN_WAYS = (Way(title="Free decoding", field="correct"),)
+
+
+def ways_of(folder: RunData) -> tuple[Way, ...]:
+    """How the items of a run can be answered."""
+    return WAYS if has_graphs(folder) else WRITTEN_WAYS
+
 
 def _set_chart(folder: RunData, name: str, items: Sequence[Record]) -> Chart:
     """One line an arm, free decoding and forced choice; the rules below. The tables beside it hold the same numbers."""
-    by_arm = grouped(items, lambda r: str(r.get("arm")))
+    by_arm, graphs = grouped(items, lambda r: str(r.get("arm"))), has_graphs(folder)
     series: list[Series] = []
     for arm in folder.arms():
-        for way in WAYS:
+        for way in ways_of(folder):
             estimate = share(by_arm.get(arm, []), way.field)
             if estimate is not None and estimate.value is not None:
-                series.append(point(arm, arm, estimate, filled=way is WAYS[0]))
+                series.append(point(arm, arm, estimate, filled=way.field == "correct"))
     series += [point(rule, "", counted(*found[None])) for rule, found in rules_on(folder, name).items()]
     return Chart(
         key=f"accuracy-{name}",
@@ -225,8 +240,10 @@ def _set_chart(folder: RunData, name: str, items: Sequence[Record]) -> Chart:
         form="intervals",
         x_title="accuracy, %",
         series=tuple(series),
-        rules=((CHANCE, "chance between two options"),),
-        note="Filled: free decoding. Open: forced choice. Grey: rules without reasoning. Bars: 95% intervals.",
+        rules=((CHANCE, "chance between two options"),) if graphs else (),
+        note="Filled: free decoding. Open: forced choice. Grey: rules without reasoning. Bars: 95% intervals."
+        if graphs
+        else "Free decoding. Bars: 95% intervals.",
     )
 
 

@@ -11,10 +11,11 @@ from stepwell.errors import StepwellError
 from stepwell.report.accuracy import first_set
 from stepwell.report.cells import Browsed, Graph, Node, Section, plural
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import grouped, is_clean
+from stepwell.report.measures import grouped, has_graphs, is_clean
 
 if TYPE_CHECKING:
     from stepwell.tasks.prosqa.items import Item
+    from stepwell.tasks.written import Written
 
 MOST_ITEMS = 500
 WITHOUT_THOUGHTS = 100
@@ -39,10 +40,9 @@ def browser_section(data: RunData) -> Section:
     questions = _questions(data, name)
     arms = data.arms()
     items = tuple(_browsed(item, answers[item], thoughts.get(item, ()), questions.get(item), arms) for item in wanted)
-    line = (
-        f"{plural(len(items), 'item')} of set {name}: the facts as a graph, from the persons down, with the way to the "
-    )
-    line += "right answer marked; what each arm wrote, seed by seed"
+    graph = "the facts as a graph, from the persons down, with the way to the right answer marked; "
+    line = f"{plural(len(items), 'item')} of set {name}: {graph if has_graphs(data) else ''}"
+    line += "what each arm wrote, seed by seed"
     if thoughts:
         line += (
             f"; and the {NEAREST} tokens whose embeddings are nearest to each thought, by cosine. Nearest is not near"
@@ -55,34 +55,39 @@ def _belongs(record: Record, name: str) -> bool:
     return str(record.get("set")) == name and is_clean(record)
 
 
-def _questions(data: RunData, name: str) -> Mapping[str, Item]:
+def _questions(data: RunData, name: str) -> Mapping[str, Item | Written]:
     """The set's items by id, as the data stage wrote them; empty where the file is gone or cannot be read."""
     from stepwell.tasks.prosqa.items import load_items
+    from stepwell.tasks.written import load_written
 
+    load = load_items if has_graphs(data) else load_written
     stages = [str(stage.get("name")) for stage in data.plan.get("stages") or () if stage.get("kind") == "prosqa.data"]
     for stage in stages:
         path = data.path / "artifacts" / stage / f"{name}.json"
         if path.is_file():
             try:
-                return {item.id: item for item in load_items(path)}
+                return {item.id: item for item in load(path)}
             except StepwellError:
                 return {}
     return {}
 
 
 def _browsed(
-    name: str, answers: Sequence[Record], thoughts: Sequence[Record], item: Item | None, arms: Sequence[str]
+    name: str, answers: Sequence[Record], thoughts: Sequence[Record], item: Item | Written | None, arms: Sequence[str]
 ) -> Browsed:
-    names = item.idx_to_symbol if item is not None else ()
+    from stepwell.tasks.prosqa.items import Item
+
+    drawn = item if isinstance(item, Item) else None
+    names = drawn.idx_to_symbol if drawn is not None else ()
     by_arm = grouped(answers, lambda record: str(record.get("arm")))
     about = " ".join(f"{arm} {''.join(map(_tick, by_arm[arm]))}" for arm in arms if arm in by_arm)
-    hops = answers[0].get("hops")
+    hops, unit = answers[0].get("hops"), "hop" if item is None or drawn is not None else "step"
     return Browsed(
         id=name,
-        about=f"{plural(int(hops), 'hop')} {about}" if isinstance(hops, int) else about,
+        about=f"{plural(hops, unit)} {about}" if isinstance(hops, int) else about,
         question=item.question if item is not None else "",
         answer=item.answer if item is not None else _named(str(answers[0].get("answer") or ""), names),
-        graph=None if item is None else laid_out(item),
+        graph=None if drawn is None else laid_out(drawn),
         answers=tuple((arm, "; ".join(_written(r, names) for r in by_arm[arm])) for arm in arms if arm in by_arm),
         thoughts=tuple(_nearest(thoughts, names)),
     )

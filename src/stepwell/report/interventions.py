@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from stepwell.report.cells import TIMES, Cell, Chart, Column, Row, Section, Series, Table, dash, digits_of, percent
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import common_count, grouped, headed, own_count, point, share, share_cell
+from stepwell.report.measures import common_count, grouped, has_graphs, headed, own_count, point, share, share_cell
 
 TOLD = {
     "zeroed": "every thought replaced by zeros",
@@ -29,6 +29,10 @@ CURVES = {
     "noise-single": ("Noise on one thought", "which thought"),
     "thoughts": ("Another number of thoughts", "thoughts"),
 }
+WRITTEN = (
+    "These items have no graph and no two options: there is no forced choice, and no transplant between items matched "
+    "by their hops."
+)
 VACUOUS = "vacuous"
 CHANCE = 50.0
 COLUMNS = 5
@@ -49,8 +53,9 @@ def interventions_section(folder: RunData) -> Section:
         plain = _conditions(here, lambda family: family not in CURVES)
         charts += [_chart(folder, name, plain, by), *_curves(folder, name, here)]
         tables += _tables(folder, name, plain, by)
+    lines = _told(records) if has_graphs(folder) else (*_told(records), WRITTEN)
     return Section(
-        key="interventions", title="Interventions", lines=_told(records), charts=tuple(charts), tables=tuple(tables)
+        key="interventions", title="Interventions", lines=lines, charts=tuple(charts), tables=tuple(tables)
     )  # fmt: skip
 
 
@@ -102,8 +107,9 @@ def _tables(folder: RunData, name: str, conditions: Sequence[str], by: ByArm) ->
         found.append(_table(folder, f"Set {name}: {way}, accuracy in %", field, some, by))
     for start in range(0, len(changed), COLUMNS + 1):
         some = changed[start : start + COLUMNS + 1]
-        title = f"Set {name}: forced choice that differs from the same item's clean one, % of items"
-        found.append(_table(folder, title, "flipped", some, by))
+        what, flips = ("forced choice", "flipped") if has_graphs(folder) else ("written answer", "answer_changed")
+        title = f"Set {name}: {what} that differs from the same item's clean one, % of items"
+        found.append(_table(folder, title, flips, some, by))
     return found
 
 
@@ -147,7 +153,7 @@ def _chart(folder: RunData, name: str, conditions: Sequence[str], by: ByArm) -> 
         form="intervals",
         x_title="accuracy, %",
         series=tuple(series),
-        rules=((CHANCE, "chance between two options"),),
+        rules=((CHANCE, "chance between two options"),) if has_graphs(folder) else (),
         note=f"Filled: as trained. Open: thoughts changed. {way.capitalize()}; bars: 95% intervals.",
     )
 

@@ -110,6 +110,11 @@ def own_count(records: Sequence[Record], common: str) -> str:
     return "" if common or not records else f"n {count_text(records)}"
 
 
+def has_graphs(folder: RunData) -> bool:
+    """Whether items have a graph and two options, as those of ProsQA; those of `data.format: steps` have neither."""
+    return not any(record.get("format") == "steps" for record in folder.of_kind("dataset"))
+
+
 def rules_on(folder: RunData, name: str) -> dict[str, dict[int | None, tuple[float, int]]]:
     """How each shortcut rule fared on a set: (right answers, items) for every number of hops, and over all at None."""
     return {

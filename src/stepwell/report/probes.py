@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stepwell.report.accuracy import shown_set
 from stepwell.report.cells import TO, Cell, Chart, Column, Heat, Row, Section, Table, dash, percent, plural
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import grouped
+from stepwell.report.measures import grouped, has_graphs
 
 ALPHA = 0.05
 FAINT = "·"
@@ -18,7 +18,8 @@ def probes_section(data: RunData) -> Section:
     records = list(data.of_kind("probe"))
     key, title = "probes", "Probes"
     if not records:
-        return Section(key=key, title=title, missing="No probe was fitted in this run.")
+        why = "" if has_graphs(data) else " These items have no graph, so there are no entities to probe for."
+        return Section(key=key, title=title, missing=f"No probe was fitted in this run.{why}")
     shown, said = shown_set(data, records)
     here = [record for record in records if str(record.get("set")) == shown]
     groups = grouped(here, lambda r: (str(r.get("arm")), str(r.get("probe")), r.get("step")))

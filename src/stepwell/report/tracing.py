@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stepwell.report.accuracy import shown_set
 from stepwell.report.cells import DASH, MINUS, Cell, Chart, Column, Heat, Row, Section, Table, dash, joined
 from stepwell.report.folder import Record, RunData
-from stepwell.report.measures import grouped
+from stepwell.report.measures import grouped, has_graphs
 from stepwell.report.verdicts import VerdictRow, verdict_rows
 
 KIND = "thoughts.trace"
@@ -19,7 +19,8 @@ def tracing_section(data: RunData) -> Section:
     key, title = "tracing", "Causal tracing"
     records = list(data.of_kind("trace"))
     if not records:
-        return Section(key=key, title=title, missing="Nothing was traced in this run.")
+        why = "" if has_graphs(data) else " These items have no graph to corrupt, and no two options to compare."
+        return Section(key=key, title=title, missing=f"Nothing was traced in this run.{why}")
     if why := withheld(data):
         return Section(key=key, title=title, missing=f"Withheld: {why} Its records are kept, and prove nothing.")
     shown, said = shown_set(data, records)

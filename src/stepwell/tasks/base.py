@@ -39,8 +39,21 @@ class TaskItem(Protocol):
         """The sentence that answers the question."""
         ...
 
-    def options(self) -> tuple[str, str]:
-        """The right answer's sentence and the wrong one's, for the forced choice."""
+    @property
+    def hops(self) -> int:
+        """How far the answer is away: the number of steps."""
+        ...
+
+    def options(self) -> tuple[str, ...]:
+        """The right answer and the wrong one, for the forced choice; the right one alone where there are no two."""
+        ...
+
+    def is_right(self, said: str) -> bool:
+        """Whether a written answer counts."""
+        ...
+
+    def chain_is_valid(self, lines: Sequence[str]) -> bool | None:
+        """Whether written steps lead to the answer; None where nothing could say so."""
         ...
 
 

@@ -88,6 +88,13 @@ def final_number(text: str) -> FinalNumber | None:
     return None
 
 
+def whole_number_of(text: str) -> Fraction | None:
+    """The number that a text is, at most with a currency, a sign of per cent or a full stop; None for others."""
+    bare = re.sub(rf"^{CURRENCY}", "", _plain(text).strip()).removesuffix(".").removesuffix("%").strip()
+    found = NUMBER.fullmatch(bare)
+    return None if found is None else _value(found)
+
+
 def same_number(first: str, second: str) -> bool | None:
     """Whether two texts end in the same number; None where one has none."""
     one, other = final_number(first), final_number(second)

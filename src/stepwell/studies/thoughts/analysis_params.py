@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stepwell import kinds
-from stepwell.studies.thoughts.params import AskParams, Count
+from stepwell.plan.problems import Problem
+from stepwell.spec import Spec
+from stepwell.studies.thoughts.params import NO_GRAPH, AskParams, Count, is_written
 
 POSITION = r"^(question end(, one before)?|start marker|thought [1-9][0-9]*|end marker)$"
 """Names that positions of a probe have."""
@@ -41,6 +44,10 @@ class ProbeParams(AskParams):
     mlp_positions: tuple[Annotated[str, Field(pattern=POSITION)], ...] = ()
     smallest_class: int = Field(default=5, ge=1)
 
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """Whether there are entities to probe for."""
+        return [Problem((), f"{NO_GRAPH} whose entities could be probed for: leave the stage out")] * is_written(needed)
+
 
 class TraceParams(AskParams):
     """Causal tracing: states of the clean question put into a question about the other person.
@@ -59,6 +66,10 @@ class TraceParams(AskParams):
     smallest_gap: float = Field(default=0.05, ge=0, lt=1)
     decode: bool = True
     batch_size: int = Field(default=50, ge=1)
+
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """Whether there is another person to ask about."""
+        return [Problem((), f"{NO_GRAPH} to corrupt, nor two options: leave the stage out")] * is_written(needed)
 
 
 _HERE = "stepwell.studies.thoughts"

@@ -15,9 +15,11 @@ from stepwell.recipe import Curriculum
 from stepwell.small import SmallConfig, SmallLM
 from stepwell.studies.thoughts.data import load_graphs
 from stepwell.studies.thoughts.params import ModelParams, SymbolModel, TextModel
-from stepwell.tasks.prosqa import GraphArrays, Item, WordTokenizer, load_items
+from stepwell.tasks.base import TaskItem
+from stepwell.tasks.prosqa import GraphArrays, WordTokenizer, load_items
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import START, SymbolFormat
+from stepwell.tasks.written import load_written
 
 MARKERS = ("<|start-latent|>", "<|end-latent|>", "<|latent|>")
 """In the order in which Meta's code adds them: the rows of its checkpoints have no names."""
@@ -44,14 +46,16 @@ class Built:
         if isinstance(self.params.model, SymbolModel):
             ids = [item.id for item in load_items(data / f"{name}.json")] if name not in ("train", "steer") else ()
             return self.symbols(load_graphs(data, name), ids)
-        return self.text(load_items(data / f"{name}.json"))
+        path = data / f"{name}.json"
+        # Of items with graphs, the data stage leaves these beside the text.
+        return self.text(load_items(path) if path.with_suffix(".safetensors").exists() else load_written(path))
 
     def symbols(self, graphs: GraphArrays, ids: Sequence[str] = ()) -> SymbolReader:
         """Graphs for a model that reads symbols."""
         assert isinstance(self.params.model, SymbolModel)
         return SymbolReader(graphs, symbol_format(self.params.model, self.params.curriculum), ids)
 
-    def text(self, items: Sequence[Item]) -> TextReader:
+    def text(self, items: Sequence[TaskItem]) -> TextReader:
         """Items for a model that reads text."""
         curriculum = self.params.curriculum
         return TextReader(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from stepwell.audit.data import audit_files
+from stepwell.audit.written import audit_written
 from stepwell.errors import StepwellError
 from stepwell.fingerprint import of_file
 from stepwell.stage import StageContext
@@ -28,16 +30,51 @@ from stepwell.tasks.prosqa import (
     render,
     write_items,
 )
+from stepwell.tasks.written import Written, load_written, write_written
 
 
 def make(params: DataParams, ctx: StageContext) -> None:
-    """Write every set: graphs as safetensors, and as text in the official format."""
+    """Write every set: graphs as safetensors, and as text in the official format; written items as text alone."""
+    if params.format == "steps":
+        _make_written(params, ctx)
+        return
     for name, family, source, graphs, items in _sets(params, ctx.seed):
         save_file(arrays_of(graphs), str(ctx.folder / f"{name}.safetensors"))
         path = ctx.folder / f"{name}.json"
         write_items(path, items)
         sha = of_file(ctx.folder / f"{name}.safetensors")
-        ctx.write("dataset", set=name, n=len(graphs), as_text=len(items), sha256=sha, source=source, family=family)
+        ctx.write(
+            "dataset", set=name, n=len(graphs), as_text=len(items), sha256=sha, source=source, family=family,
+            format=params.format,
+        )  # fmt: skip
+
+
+def _make_written(params: DataParams, ctx: StageContext) -> None:
+    """Files of written items as they are, but that the steering split is taken out of the training file."""
+    assert params.train is not None
+    train = load_written(params.train)
+    steer = _held_out(train, params.n_steer, ctx.seed, params.train)
+    asked = {item.question for item in steer}
+    sets = {"steer": steer, "train": [item for item in train if item.question not in asked]}
+    files = {"official": params.valid, "test": params.test}
+    sets |= {name: load_written(path) for name, path in files.items() if path is not None}
+    for name, items in sets.items():
+        path = ctx.folder / f"{name}.json"
+        write_written(path, items)
+        ctx.write(
+            "dataset", set=name, n=len(items), as_text=len(items), sha256=of_file(path), source="file", family=None,
+            format=params.format,
+        )  # fmt: skip
+
+
+def _held_out(items: Sequence[Written], n: int, seed: int, path: Path) -> list[Written]:
+    """Items of as many different questions; the same whatever the order of the file."""
+    first = {item.question: item for item in reversed(items)}
+    if len(first) <= n:
+        cause = f"{n} items are to steer the curriculum, and the file has {len(first)} questions"
+        raise StepwellError(cause, "lower `n_steer`, or name a larger file", path=path)
+    order = sorted(first, key=lambda question: hashlib.sha256(f"{seed}\0{question}".encode()).digest())
+    return [first[question] for question in order[:n]]
 
 
 def _sets(params: DataParams, seed: int) -> Iterator[tuple[str, str | None, str, GraphArrays, list[Item]]]:
@@ -127,7 +164,9 @@ def audit(params: AuditParams, ctx: StageContext) -> None:
     sets = list(source.records("dataset"))
     names = [record["set"] for record in sets]
     known_as = [_known_as(record, source.job.params) for record in sets]
-    audits = audit_files([source.folder / f"{name}.json" for name in names], known_as)
+    paths = [source.folder / f"{name}.json" for name in names]
+    written = any(record["format"] == "steps" for record in sets)
+    audits = audit_written(paths) if written else audit_files(paths, known_as)
     for name, found in zip(names, audits, strict=True):
         for finding in found.findings:
             ctx.write(

@@ -29,14 +29,14 @@ def _ask(params: EvaluateParams, ctx: StageContext, model: Thoughts, reader: Rea
         ctx.write(
             "item", set=name, id=identity, condition="clean", hops=hops, latents=_latents(model, reader, stage),
             correct=scored.answer.correct, forced_correct=scored.forced_correct, margin=rounded(scored.margin),
-            chain_valid=bool(scored.answer.chain_valid) if model.arm == "cot" else None,
+            chain_valid=bool(scored.answer.chain_valid) if model.arm == "cot" and reader.choice else None,
             prediction=scored.answer.text, answer=answer,
         )  # fmt: skip
 
 
-def rounded(nats: float) -> float | None:
-    """A margin as it is recorded; None where it is not finite, for JSON has no such numbers."""
-    return round(nats, 6) if math.isfinite(nats) else None
+def rounded(nats: float | None) -> float | None:
+    """A margin as it is recorded; None where there is none or it is not finite, for JSON has no such numbers."""
+    return round(nats, 6) if nats is not None and math.isfinite(nats) else None
 
 
 def _latents(model: Thoughts, reader: Any, stage: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stepwell.evaluate import Intervened, asked, collect, intervened
-from stepwell.latents.conditions import interventions
+from stepwell.latents.conditions import BY_HOPS, interventions
 from stepwell.latents.interventions import material
 from stepwell.latents.thoughts import WITH_LATENTS, Thoughts
 from stepwell.shapes import embedding_table
@@ -44,8 +44,10 @@ def _set(
     known = [reader.identity(row) for row in range(len(thoughts))]
     given = material(thoughts, [hops for _, hops, _ in known], seed=ctx.seed)
     _browse(params, ctx, model, reader, name, thoughts, asking)
+    # Without graphs there are no hops to match, or not to match, the items of a transplant by.
+    families = params.families if reader.choice else tuple(f for f in params.families if f not in BY_HOPS)
     what = interventions(
-        thoughts.shape[1], families=params.families, scales=params.scales, propagates=params.propagates,
+        thoughts.shape[1], families=families, scales=params.scales, propagates=params.propagates,
         counts=params.thoughts,
     )  # fmt: skip
     total = len(what) * -(-len(thoughts) // params.batch_size)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stepwell import kinds
 from stepwell.latents.conditions import FAMILIES, Family
+from stepwell.plan.problems import Problem
 from stepwell.recipe import Curriculum, Monitors, Recipe
 from stepwell.spec import DataFile, ModelName, Spec
 
@@ -15,10 +17,17 @@ Count = Annotated[int, Field(ge=0)]
 Arm = Literal["cot", "direct", "continuous", "frozen", "shared", "removal"]
 
 
+Format = Literal["prosqa", "steps"]
+NO_OPTIONS = "items of format `steps` have no two options"
+NO_GRAPH = "items of format `steps` have no graph"
+
+
 class DataParams(Spec):
     """The sets of a study, disjoint up to the names of their nodes.
 
     Attributes:
+        format: `prosqa`, or `steps`: any questions with written steps and an answer (GSM8K-Aug, ProntoQA), which are
+            all given as files. Then the steering split is taken out of the training file, by question.
         family: of the generated training, steering and test sets.
         train, valid, test: official-format files; what is not given is generated (`valid` only if `n_valid` > 0).
             A `valid` file becomes the set `official`.
@@ -29,6 +38,7 @@ class DataParams(Spec):
         audited: how many items of a generated training set are written as text and audited; 0 = all.
     """
 
+    format: Format = "prosqa"
     family: str = "id"
     train: DataFile | None = None
     valid: DataFile | None = None
@@ -40,6 +50,21 @@ class DataParams(Spec):
     families: dict[str, Count] = Field(default_factory=dict)
     swapped: tuple[str, ...] = ()
     audited: Count = 0
+
+    @model_validator(mode="after")
+    def _given(self) -> Self:
+        if self.format == "prosqa":
+            return self
+        if self.train is None or not (self.valid or self.test):
+            raise ValueError("format `steps` generates nothing: give the files `train`, and `valid` or `test`")
+        if self.families or self.swapped:
+            raise ValueError(f"`families` and `swapped` are made of graphs, and {NO_GRAPH}: set them to {{}} and []")
+        return self
+
+
+def is_written(needed: Mapping[str, Spec]) -> bool:
+    """Whether the data stage that a stage needs takes questions with written steps instead of graphs."""
+    return any(isinstance(spec, DataParams) and spec.format == "steps" for spec in needed.values())
 
 
 class AuditParams(Spec):
@@ -139,6 +164,14 @@ class TrainParams(Recipe):
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     given: Count | None = None
 
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """Whether the model can read the items."""
+        models = [spec.model for spec in needed.values() if isinstance(spec, ModelParams)]
+        if not is_written(needed) or all(isinstance(model, TextModel) and model.name for model in models):
+            return []
+        cause = "a model of symbols reads graphs, one from scratch knows the words of ProsQA"
+        return [Problem((), f"{cause}, and {NO_GRAPH}: name a model with a tokenizer (model.model.name)")]
+
 
 class AskParams(Spec):
     """What every stage that asks a trained arm about sets of items lets its plan choose.
@@ -157,6 +190,12 @@ class AskParams(Spec):
 
 class EvaluateParams(AskParams):
     """One record an item, with the thoughts that the arm was trained with."""
+
+    def withheld(self, needed: Mapping[str, Spec]) -> dict[str, str]:
+        """Fields that no record will have, and why."""
+        if not is_written(needed):
+            return {}
+        return {"forced_correct": NO_OPTIONS, "margin": NO_OPTIONS, "chain_valid": NO_GRAPH}
 
 
 class InterveneParams(AskParams):
@@ -180,6 +219,16 @@ class InterveneParams(AskParams):
     decode: bool = True
     browse: Count = 100
 
+    def problems(self, needed: Mapping[str, Spec]) -> list[Problem]:
+        """Whether anything is left to be compared."""
+        if self.decode or not is_written(needed):
+            return []
+        return [Problem(("decode",), f"{NO_OPTIONS}: without a written answer nothing is asked; set it to true")]
+
+    def withheld(self, needed: Mapping[str, Spec]) -> dict[str, str]:
+        """Fields that no record will have, and why."""
+        return dict.fromkeys(("forced_correct", "margin", "flipped"), NO_OPTIONS) if is_written(needed) else {}
+
 
 _HERE = "stepwell.studies.thoughts"
 
@@ -189,7 +238,7 @@ KINDS = (
             name="prosqa.data",
             params=DataParams,
             run=f"{_HERE}.data:make",
-            yields={"dataset": frozenset({"set", "n", "sha256", "source", "family"})},
+            yields={"dataset": frozenset({"set", "n", "sha256", "source", "family", "format"})},
         )
     ),
     kinds.register(

@@ -21,7 +21,7 @@ from stepwell.stage import StageContext
 from stepwell.studies.thoughts.build import Built, build
 from stepwell.studies.thoughts.params import ModelParams, TextModel, TrainParams
 from stepwell.studies.thoughts.streams import ThoughtStream
-from stepwell.tasks.prosqa.reading import Reader
+from stepwell.tasks.prosqa.reading import Reader, TextReader
 from stepwell.track import tracked
 from stepwell.train import Progress, Stuck, Training, load_weights, save_weights
 
@@ -99,6 +99,8 @@ def train(params: TrainParams, ctx: StageContext) -> None:
         seed = ctx.seed + 7_777_777 * attempt
         built = _placed(_loaded(model, arm, seed, ctx), ctx)
         readers = {name: built.reader(data, name) for name in ("train", "steer")}
+        if not attempt and state is None:
+            _fits(model, built, readers["train"], ctx)
         stream = ThoughtStream(
             readers["train"], arm, batch_size=params.batch_size, accumulation=params.accumulation, seed=seed
         )
@@ -120,6 +122,26 @@ def train(params: TrainParams, ctx: StageContext) -> None:
     _finish(model, arm, thoughts, progress, ctx)
     # Of this process: a training that was resumed has its earlier part in the events before.
     ctx.event("cost", cpu_seconds=round(time.process_time(), 2), steps=progress.step)
+
+
+def _fits(model: ModelParams, built: Built, reader: Reader, ctx: StageContext) -> None:
+    """Whether the model has positions for every training item, and the curriculum a stage for every step."""
+    if not isinstance(reader, TextReader):
+        return
+    arm, known = built.thoughts.arm, built.thoughts.backbone.max_positions
+    curriculum = curriculum_of(model, arm)
+    stages = curriculum.stages if curriculum else 0
+    row, tokens = reader.longest_row(arm, stages)
+    if known is not None and tokens > known:
+        raise StepwellError(
+            f"training item {reader.identity(row)[0]} takes {tokens} tokens, and the model knows {known} positions",
+            "Take longer items out of the file, or name a model with more positions.",
+            stage=ctx.job.id,
+        )
+    if curriculum is not None:
+        more = sum(len(steps) > stages for steps in reader.steps)
+        detail = f"{more} of {len(reader)} training items have more than the {stages} steps that the stages remove"
+        ctx.write("check", name="steps-removed", passed=not more, detail=f"{detail}; the rest stays written")
 
 
 def _take(stage: int, model: ModelParams, arm: Arm, data: Path, ctx: StageContext) -> None:

@@ -60,6 +60,14 @@ class Item:
         root, right, wrong = (self.idx_to_symbol[node] for node in (self.root, self.target, self.neg_target))
         return f"{root} is a {right}.", f"{root} is a {wrong}."
 
+    def is_right(self, said: str) -> bool:
+        """Whether a text is the answer, word for word."""
+        return said.strip() == self.answer
+
+    def chain_is_valid(self, lines: Sequence[str]) -> bool:
+        """As the function `chain_is_valid`."""
+        return chain_is_valid(self, lines)
+
     def to_json(self) -> dict[str, Any]:
         """The item as the official files hold it: without its id."""
         return {
@@ -83,8 +91,8 @@ def chain_is_valid(item: Item, steps: str | Sequence[str]) -> bool:
     return steps_lead(item.facts, item.idx_to_symbol[item.root], item.idx_to_symbol[item.target], listed)
 
 
-def read_json_list(path: Path | str) -> list[dict[str, Any]]:
-    """The objects of a JSON list.
+def read_json_list(path: Path | str, form: str = FORMAT) -> list[dict[str, Any]]:
+    """The objects of a JSON list; `form` says what was expected.
 
     Raises:
         StepwellError: the file is missing, empty, not JSON, or not a list of objects.
@@ -94,20 +102,20 @@ def read_json_list(path: Path | str) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         cause = "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise StepwellError(cause, "name a readable JSON file of ProsQA items", path=path) from None
+        raise StepwellError(cause, "name a readable JSON file of items", path=path) from None
     if not text.strip():
-        raise StepwellError("the file is empty", f"expected {FORMAT}", path=path)
+        raise StepwellError("the file is empty", f"expected {form}", path=path)
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
         raise StepwellError(
-            f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}", f"expected {FORMAT}", path=path
+            f"not JSON: line {error.lineno}, column {error.colno}: {error.msg}", f"expected {form}", path=path
         ) from None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         what = "a list with other things than objects" if isinstance(found, list) else f"one {type(found).__name__}"
-        raise StepwellError(f"another format: {what}", f"expected {FORMAT}", path=path)
+        raise StepwellError(f"another format: {what}", f"expected {form}", path=path)
     if not found:
-        raise StepwellError("the list holds no items", f"expected {FORMAT}", path=path)
+        raise StepwellError("the list holds no items", f"expected {form}", path=path)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Readers: ProsQA items as batches for a model, and what it wrote as answers.
+"""Readers: items as batches for a model, and what it wrote as answers.
 
 A reader knows one set of items in one prompt. It lays out training batches (prompt, latents, remaining steps, answer,
 EOS), gives the two options as continuations for the forced choice, and reads back what was decoded. Training and
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stepwell.errors import StepwellError
 from stepwell.latents.thoughts import IGNORE, WITH_CURRICULUM, WITH_LATENTS, Arm, Batch
+from stepwell.tasks.base import TaskItem
 from stepwell.tasks.prosqa.graphs import GraphArrays
-from stepwell.tasks.prosqa.items import Item, chain_is_valid
 from stepwell.tasks.prosqa.symbols import ANSWER, EOS, SymbolFormat
 
 StageOf = Callable[[torch.Generator], int]
@@ -33,7 +33,7 @@ class Answer:
         text: the answer as text, empty where there is none.
         correct: whether it is the right one.
         steps: the ids before the answer's marker; the forced choice goes on from them.
-        chain_valid: whether the written steps lead from root to target; None where none are.
+        chain_valid: whether the written steps lead from root to target; None where none are, or nothing could say so.
     """
 
     text: str
@@ -48,13 +48,15 @@ class Reader(Protocol):
     eos: int
     longest_tail: int
     """Tokens of the longest gold continuation: steps, marker, answer and EOS."""
+    choice: bool
+    """Whether each item has two options. Without, there is nothing to score a forced choice on."""
     lengths: Tensor
     """(n,) how long each item is, in whatever decides the width of its batch: tokens, or facts."""
 
     def __len__(self) -> int: ...
     def train_batch(self, rows: Tensor, arm: Arm, stage: StageOf, generator: torch.Generator) -> Batch: ...  # noqa: D102
     def ask(self, rows: Tensor, arm: Arm, stage: int, generator: torch.Generator) -> Batch: ...  # noqa: D102
-    def options(self, batch: Batch, row: int) -> tuple[Sequence[int], Sequence[int]]: ...  # noqa: D102
+    def options(self, batch: Batch, row: int) -> Sequence[Sequence[int]]: ...  # noqa: D102
     def answer(self, batch: Batch, row: int, ids: Sequence[int]) -> Answer: ...  # noqa: D102
     def identity(self, row: int) -> tuple[str, int, str]: ...  # noqa: D102
 
@@ -79,7 +81,7 @@ class SymbolReader:
         StepwellError: an item has more persons or concepts than the layout has names for.
     """
 
-    eos = EOS
+    eos, choice = EOS, True
 
     def __init__(self, graphs: GraphArrays, layout: SymbolFormat, ids: Sequence[str] = ()) -> None:
         self.layout, self.graphs, self.ids = layout, tensors(graphs), ids
@@ -155,14 +157,16 @@ class TextReader:
     """
 
     def __init__(
-        self, items: Sequence[Item], tokenizer: Any, markers: Sequence[int], *, thoughts_per_step: int, pad_to_max: bool
-    ) -> None:
+        self, items: Sequence[TaskItem], tokenizer: Any, markers: Sequence[int], *, thoughts_per_step: int,
+        pad_to_max: bool,
+    ) -> None:  # fmt: skip
         self.items, self.tokenizer, self.markers = items, tokenizer, tuple(markers)
         self.thoughts_per_step, self.pad_to_max = thoughts_per_step, pad_to_max
         self.eos: int = tokenizer.eos_token_id
         self.questions = [self._first(item.question + "\n") for item in items]
         self.steps = [[self._more(step + "\n") for step in item.steps] for item in items]
         self.answers = [[self._more(MARKER + option) for option in item.options()] for item in items]
+        self.choice = all(len(options) == 2 for options in self.answers)
         self.longest_tail = max(
             (sum(map(len, s)) + len(a[0]) + 1 for s, a in zip(self.steps, self.answers, strict=True)), default=0
         )
@@ -201,10 +205,9 @@ class TextReader:
             tails.append([*chain.from_iterable(steps[removed:]), *self.answers[row][0], self.eos])
         return _laid_out(rows, heads, latents, tails, latent)
 
-    def options(self, batch: Batch, row: int) -> tuple[Sequence[int], Sequence[int]]:
-        """`### answer` for the right option and the wrong one."""
-        right, wrong = self.answers[int(batch.items[row])]
-        return right, wrong
+    def options(self, batch: Batch, row: int) -> Sequence[Sequence[int]]:
+        """`### answer` for the right option and, where there is one, the wrong one."""
+        return self.answers[int(batch.items[row])]
 
     def answer(self, batch: Batch, row: int, ids: Sequence[int]) -> Answer:
         """What was decoded: lines of steps up to the marker, then the answer."""
@@ -216,10 +219,24 @@ class TextReader:
         lines = [line.strip() for line in written.splitlines() if line.strip()]
         return Answer(
             text=said.strip(),
-            correct=said.strip() == item.answer,
+            correct=item.is_right(said),
             steps=tuple(ids if at is None else ids[:at]),
-            chain_valid=chain_is_valid(item, lines) if lines else None,
+            chain_valid=item.chain_is_valid(lines) if lines else None,
         )
+
+    def longest_row(self, arm: Arm, stages: int) -> tuple[int, int]:
+        """The row whose training sequence is the longest in any of the stages, and its number of tokens."""
+        widths = [self._width(row, arm, stages) for row in range(len(self))]
+        return max(enumerate(widths), key=lambda found: found[1])
+
+    def _width(self, row: int, arm: Arm, stages: int) -> int:
+        steps = list(map(len, self.steps[row]))
+        fixed = len(self.questions[row]) + len(self.answers[row][0]) + 1 + 2 * (arm in WITH_LATENTS)
+        if arm not in WITH_CURRICULUM:
+            return fixed + (sum(steps) if arm == "cot" else 0)
+        each = self.thoughts_per_step if arm in WITH_LATENTS else 0
+        counts = ((k if self.pad_to_max else min(k, len(steps)), k) for k in range(stages + 1))
+        return fixed + max(count * each + sum(steps[k:]) for count, k in counts)
 
     def identity(self, row: int) -> tuple[str, int, str]:
         """Id, hops and the right answer."""
