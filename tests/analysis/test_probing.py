@@ -214,3 +214,20 @@ def test_too_few_items_of_a_class_leave_a_cell_undefined(labels: list[str], reas
         assert getattr(found, name) is None
     assert unfit(["a", "b"] * 5, folds=6, smallest_class=1) == "10 items for 6 folds"
     assert unfit(["a", "b"] * 6, folds=6, smallest_class=6) is None
+
+
+def test_few_items_that_leave_a_part_of_a_fold_empty_are_undefined_and_others_are_scored() -> None:
+    """A late step is one of few items, which fall into the folds of all items unevenly."""
+    rng, seen = np.random.default_rng(0), set()
+    for seed in range(12):
+        rows = np.sort(rng.choice(60, 10, replace=False))
+        folds = [fold.among(rows) for fold in folds_of(60, 4, 2, seed)]
+        parts = [len(part) for fold in folds for part in (fold.score, *(held for _, held in fold.choose))]
+        fits = [len(part) for fold in folds for part in (fold.fit, *(fit for fit, _ in fold.choose))]
+        found = probed(rng.normal(size=(10, 3)), ["a", "b"] * 5, folds, probe="ridge", permutations=1, smallest_class=5,
+                       seed=0)  # fmt: skip
+        thin = min(parts) == 0 or min(fits) < 2
+        assert found.undefined == ("10 items leave a fold with too few of them" if thin else None)
+        assert (found.accuracy is None) == thin
+        seen.add(thin)
+    assert seen == {True, False}

@@ -243,6 +243,17 @@ def test_tracing_is_shown_when_the_gate_goes(new_run: NewRun):
     assert heat.hover[1][0].startswith("layer 1, step 1: 0.51 (0.5") and heat.hover[1][0].endswith("n 12 of 12")
 
 
+def test_items_traced_under_several_seeds_are_counted_once(new_run: NewRun):
+    run = traced(new_run(), [SANITY])
+    path = run.path / "records" / "trace.cot.0.jsonl"
+    run.job("trace.cot.1", [{**json.loads(text), "seed": 1} for text in path.read_text().splitlines()])
+    found = run.finding("effect", "trace", "arm=cot", value=0.4, low=0.35, high=0.45, n=12)
+    run.lines("records/gates.jsonl", [run.verdict("causal-sanity", "go", [found])])
+    heat = section(run, "tracing").charts[0].heat
+    assert heat is not None and heat.hover[1][0].endswith("n 12 of 12")
+    assert heat.hover[0][1].endswith("corruption did no harm in any of 12")
+
+
 def test_an_arm_that_corruption_did_not_harm_has_no_map_but_a_line(new_run: NewRun):
     run = traced(new_run(), [SANITY])
     row = {"kind": "trace", "arm": "direct", "seed": 0, "set": "test", "role": "prompt", "clean": 0.5, "corrupt": 0.5}

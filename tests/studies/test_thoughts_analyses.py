@@ -23,7 +23,7 @@ from stepwell.small import SmallConfig, SmallLM
 from stepwell.studies.thoughts import probing
 from stepwell.studies.thoughts.analysis_params import ProbeParams
 from stepwell.studies.thoughts.probing import Position, entities, gather, labels, positions_of
-from stepwell.studies.thoughts.sets import chosen_sets
+from stepwell.studies.thoughts.sets import chosen_layers, chosen_sets
 from stepwell.tasks.prosqa import WordTokenizer, generate_graphs, load_items, render
 from stepwell.tasks.prosqa.reading import SymbolReader, TextReader
 from stepwell.tasks.prosqa.symbols import SymbolFormat
@@ -163,8 +163,15 @@ def cells_of_planted(**params: Any) -> dict[tuple[str, str], dict[str, Any]]:
     ]
     ctx: Any = Written()
     asked = ProbeParams.model_validate({"folds": 4, "inner": 2, **params})
-    probing._write(ctx, list(probing._set(asked, ctx, "test", features, positions, [step])))
+    probing._write(ctx, list(probing._set(asked, ctx, "test", features, positions, [step], [0])))
     return {(cell["probe"], cell["position_name"]): cell for cell in ctx.found if cell["kind"] == "probe"}
+
+
+def test_layers_that_the_model_lacks_are_refused_and_none_named_means_all() -> None:
+    backbone = SmallLM(SmallConfig(vocabulary=9, width=8, layers=2, heads=2), seed=0)
+    assert chosen_layers((), backbone) == [0, 1, 2] and chosen_layers((2, 0), backbone) == [0, 2]
+    with pytest.raises(StepwellError, match="there is no layer 3: the model has layers 0 to 2"):
+        chosen_layers((1, 3), backbone)
 
 
 def test_a_code_at_one_thought_stands_out_from_the_others_and_from_the_question() -> None:

@@ -231,6 +231,13 @@ def unfit(labels: Sequence[str], *, folds: int, smallest_class: int) -> str | No
     return f"{len(labels)} items for {folds} folds" if len(labels) < 2 * folds else None
 
 
+def _enough(fold: Fold) -> bool:
+    """Whether all fits have two rows at least, and whatever is asked has one: few items fall into folds unevenly."""
+    return min(map(len, (fold.fit, *(fit for fit, _ in fold.choose)))) >= 2 and all(
+        len(asked) for asked in (fold.score, *(held for _, held in fold.choose))
+    )
+
+
 def probed(
     x: Floats, labels: Sequence[str], folds: Sequence[Fold], *, probe: str, permutations: int, smallest_class: int,
     seed: int, confidence: float = 0.95,
@@ -254,6 +261,8 @@ def probed(
     reason = unfit(labels, folds=len(folds), smallest_class=smallest_class)
     if reason is not None:
         return Probed(n=n, classes=classes, undefined=reason)
+    if not all(_enough(fold) for fold in folds):
+        return Probed(n=n, classes=classes, undefined=f"{n} items leave a fold with too few of them")
     check_folds(folds, n)
     rng = np.random.default_rng(seed)
     labellings = np.stack([coded, *(rng.permutation(coded) for _ in range(permutations))])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stepwell.analysis.features import blocks, columns_of, gathered, patched
+from stepwell.analysis.features import columns_of, gathered, patched
 from stepwell.answering import Read, carried_on, decoded, margins, read_of
 from stepwell.decode import right_padded
 from stepwell.latents.thoughts import Batch, Thoughts
@@ -132,11 +132,6 @@ class Tracer:
         more = self._written(read, 1, before)
         found = self._probability(read, 1, more)
         return Traced(layer=layer, place=place, probability=found.where(place.rows, float("nan")))
-
-    @property
-    def layers(self) -> int:
-        """L; layers are numbered from 0 to L."""
-        return len(blocks(self.model.backbone))
 
     def _clean_prompt(self, rows: int, device: torch.device) -> Read:
         cache = self.model.backbone.new_cache()

@@ -99,8 +99,10 @@ def _chart(arm: str, rows: Sequence[Record]) -> Chart:
 def _effect(rows: Sequence[Record]) -> tuple[float | None, str, str]:
     """Mean effect, its text, and the same with interval and n. Items under several seeds are one unit each."""
     known = [(float(row["effect"]), row.get("id")) for row in rows if row.get("effect") is not None]
+    # Under several seeds an item has several records: n counts items.
+    asked = len({row.get("id") for row in rows})
     if not known:
-        return None, "", f"undefined: corruption did no harm in any of {len(rows)}" if rows else "not traced"
+        return None, "", f"undefined: corruption did no harm in any of {asked:,}" if rows else "not traced"
     from stepwell.stats import clustered_error
 
     values, ids = [value for value, _ in known], [name for _, name in known]
@@ -108,7 +110,7 @@ def _effect(rows: Sequence[Record]) -> tuple[float | None, str, str]:
     error = clustered_error(values, ids)
     low, high = (None, None) if error is None else error.interval(0.95)
     span = "no interval" if low is None or high is None else f"{_signed(low)} to {_signed(high)}"
-    return mean, f"{mean:.1f}".replace("-", MINUS), f"{_signed(mean)} ({span}), n {len(set(ids)):,} of {len(rows):,}"
+    return mean, f"{mean:.1f}".replace("-", MINUS), f"{_signed(mean)} ({span}), n {len(set(ids)):,} of {asked:,}"
 
 
 def _signed(value: float) -> str:

@@ -17,7 +17,7 @@ from stepwell.evaluate import asked
 from stepwell.latents.thoughts import Batch, Thoughts
 from stepwell.stage import StageContext
 from stepwell.studies.thoughts.analysis_params import ProbeParams
-from stepwell.studies.thoughts.sets import trained_arm
+from stepwell.studies.thoughts.sets import chosen_layers, trained_arm
 from stepwell.tasks.prosqa.reading import Reader, SymbolReader, TextReader
 from stepwell.tasks.prosqa.text import read_fact
 
@@ -115,15 +115,17 @@ def probe(params: ProbeParams, ctx: StageContext) -> None:
     model = arm.built.thoughts
     asking = {"stage": arm.stage, "seed": ctx.seed, "batch_size": params.batch_size, "items": params.items}
     found: list[tuple[dict[str, Any], Probed]] = []
+    layers = chosen_layers(params.layers, model.backbone)
+    chosen_layers(params.mlp_layers, model.backbone)
     for name, reader in arm.readers():
         features, positions = gather(model, reader, **asking)
-        found += _set(params, ctx, name, features, positions, labels(model, reader, **asking))
+        found += _set(params, ctx, name, features, positions, labels(model, reader, **asking), layers)
     _write(ctx, found)
 
 
 def _set(
     params: ProbeParams, ctx: StageContext, name: str, features: Features, positions: Sequence[Position],
-    steps: Sequence[Labels],
+    steps: Sequence[Labels], layers: Sequence[int],
 ) -> Iterator[tuple[dict[str, Any], Probed]]:  # fmt: skip
     """Every cell of a set, and the records of its folds."""
     n, folds = len(features.ids), ()
@@ -131,7 +133,6 @@ def _set(
         folds = make_folds(n, folds=params.folds, inner=params.inner, seed=ctx.seed % 2**31)
     for number, fold in enumerate(folds):
         ctx.write("fold", set=name, fold=number, used=_named(features, fold.used), scored=_named(features, fold.score))
-    layers = [layer for layer in range(features.states.shape[1]) if not params.layers or layer in params.layers]
     cells = list(
         product([t for t in range(len(steps)) if not params.steps or t + 1 in params.steps], layers, positions)
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from stepwell.analysis.features import blocks
 from stepwell.errors import StepwellError
 from stepwell.latents.thoughts import WITH_CURRICULUM, Arm
 from stepwell.stage import Input, StageContext
@@ -49,6 +51,21 @@ def trained_arm(params: AskParams, ctx: StageContext) -> TrainedArm:
     built = reloaded(model_params(ctx), arm, trained.folder / f"{params.weights}.safetensors", ctx)
     stage = final_stage(trained.records("trained")) if arm in WITH_CURRICULUM else 0
     return TrainedArm(built=built, stage=stage, data=data.folder, names=chosen_sets(params.sets, data))
+
+
+def chosen_layers(wanted: Sequence[int], backbone: Any) -> list[int]:
+    """The layers wanted, or all, from what enters the first block (0) to what leaves the last (`analysis.features`).
+
+    Raises:
+        StepwellError: a layer that the model does not have.
+    """
+    most = len(blocks(backbone))
+    if beyond := [layer for layer in wanted if layer > most]:
+        raise StepwellError(
+            f"there is no layer {beyond[0]}: the model has layers 0 to {most}",
+            "name some of them in `layers`, or leave it empty for all",
+        )
+    return sorted(set(wanted)) or list(range(most + 1))
 
 
 def chosen_sets(wanted: Sequence[str], data: Input) -> list[str]:

@@ -18,7 +18,7 @@ from stepwell.studies.thoughts.build import Built
 from stepwell.studies.thoughts.data import load_graphs
 from stepwell.studies.thoughts.others import asked_about, others, others_of
 from stepwell.studies.thoughts.params import SymbolModel
-from stepwell.studies.thoughts.sets import TrainedArm, trained_arm
+from stepwell.studies.thoughts.sets import TrainedArm, chosen_layers, trained_arm
 from stepwell.tasks.prosqa import load_items
 from stepwell.tasks.prosqa.reading import Reader
 
@@ -53,6 +53,7 @@ def both_readers(built: Built, data: Path, name: str) -> tuple[Reader, Reader, l
 def trace(params: TraceParams, ctx: StageContext) -> None:
     """Trace one trained arm: one record an item, layer and position, and one an item."""
     arm = trained_arm(params, ctx)
+    layers = chosen_layers(params.layers, arm.built.thoughts.backbone)
     for name in arm.names:
         clean, corrupt, usable = both_readers(arm.built, arm.data, name)
         rows = usable[: params.items] if params.items else usable
@@ -60,14 +61,14 @@ def trace(params: TraceParams, ctx: StageContext) -> None:
         steps = max((clean.identity(row)[1] for row in rows), default=0)
         for start in range(0, len(rows), params.batch_size):
             some = torch.tensor(rows[start : start + params.batch_size])
-            _batch(params, ctx, arm, (clean, corrupt), some, name, steps)
+            _batch(params, ctx, arm, (clean, corrupt), some, name, steps, layers)
             ctx.progress(start + len(some), len(rows), set=name)
             ctx.stop_if_asked()
 
 
 def _batch(
     params: TraceParams, ctx: StageContext, arm: TrainedArm, readers: tuple[Reader, Reader], rows: Tensor, name: str,
-    steps: int,
+    steps: int, layers: Sequence[int],
 ) -> None:  # fmt: skip
     model, seed = arm.built.thoughts, ctx.seed + int(rows[0])
     clean, corrupt = (
@@ -79,9 +80,7 @@ def _batch(
     for item, a, b in zip(ids, before, after, strict=True):
         ctx.write("trace-item", set=name, id=item, clean=round(a, 6), corrupt=round(b, 6), clean_above=a > b)
     for place in tracer.places:
-        for layer in range(tracer.layers + 1):
-            if params.layers and layer not in params.layers:
-                continue
+        for layer in layers:
             _records(params, ctx, name, ids, (before, after), place, layer, tracer)
 
 
