@@ -33,6 +33,10 @@ def gsm(n: int) -> Entry:
     return {"question": f"A firm has {600 + n} staff. How many shares?", "steps": steps, "answer": f"{600 + n}"}
 
 
+def spaced(entry: Entry) -> Entry:
+    return {**entry, "question": entry["question"].replace(" ", "  ", 1)}
+
+
 def pronto(n: int) -> Entry:
     steps = ["Alex is a jompus.", "Every jompus is a wumpus."]
     question = f"Every jompus is a wumpus. Alex is {n} and a jompus. True or false: Alex is a wumpus."
@@ -53,7 +57,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("written")
     model_folder(folder / "model")
     return {
-        "train": write(folder / "gsm_train.json", both(range(16))),
+        # Each GSM question twice, the second time with another space: both go to one side of the split.
+        "train": write(folder / "gsm_train.json", both(range(10)) + [spaced(gsm(n)) for n in range(10)]),
         "test": write(folder / "gsm_test.json", both(range(40, 44))),
         "model": folder / "model",
     }
@@ -85,13 +90,16 @@ def whole(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> R
 
 def test_files_without_graphs_go_the_whole_way(whole: RunResult) -> None:
     assert set(whole.jobs.values()) == {"done"}
-    assert all(check["passed"] for check in records(whole.folder, "audit", "check"))
-    sets = {r["set"]: r for r in records(whole.folder, "data", "dataset")}
-    assert {name: r["n"] for name, r in sets.items()} == {"steer": 6, "train": 26, "test": 8}
+    assert [r["code"] for r in records(whole.folder, "audit", "audit") if r["set"] in ("steer", "test")] == [
+        "clean"
+    ] * 2
+    sets = {r["set"]: r["n"] for r in records(whole.folder, "data", "dataset")}
     read = {name: json.loads((whole.folder / "artifacts" / "data" / f"{name}.json").read_text()) for name in sets}
-    assert not {e["question"] for e in read["steer"]} & {e["question"] for e in read["train"]}
-    given = sorted(e["question"] for e in both(range(16)))
-    assert sorted(e["question"] for e in read["steer"] + read["train"]) == given
+    assert sets == {name: len(entries) for name, entries in read.items()} and sets["steer"] == 6
+    asked = {name: {" ".join(entry["question"].split()) for entry in entries} for name, entries in read.items()}
+    assert not asked["steer"] & asked["train"] and len(asked["steer"]) == 6
+    assert asked["steer"] | asked["train"] == {entry["question"] for entry in both(range(10))}
+    assert sum(":" not in question for question in asked["steer"]) > 0, "of the questions that are given twice"
     assert read["test"] == both(range(40, 44))
     for arm in ("cot", "continuous"):
         found = records(whole.folder, f"evaluate.{arm}.0", "item")

@@ -10,7 +10,7 @@ from typing import Any
 
 from stepwell.audit.data import FileAudit, Finding
 from stepwell.tasks.prosqa.items import missing_fields, read_json_list
-from stepwell.tasks.written import FORMAT, textual
+from stepwell.tasks.written import FORMAT, textual, up_to_spaces
 
 CODES: Mapping[str, str] = MappingProxyType(
     {
@@ -42,7 +42,7 @@ def audit_written(paths: Sequence[Path | str]) -> list[FileAudit]:
 
 
 def _asked(entry: Mapping[str, Any]) -> str:
-    return " ".join(str(entry.get("question", "")).split())
+    return up_to_spaces(str(entry.get("question", "")))
 
 
 def _report(name: str, number: int, entries: Entries, where: Mapping[str, Mapping[int, str]]) -> FileAudit:

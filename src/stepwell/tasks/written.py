@@ -78,6 +78,11 @@ def load_written(path: Path | str) -> list[Written]:
     ]  # fmt: skip
 
 
+def up_to_spaces(question: str) -> str:
+    """What questions are compared by."""
+    return " ".join(question.split())
+
+
 def textual(entry: dict[str, Any]) -> dict[str, Any]:
     """The fields of an entry that are read."""
     return {name: entry[name] for name in ("question", "steps", "answer") if name in entry}

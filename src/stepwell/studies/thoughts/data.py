@@ -30,7 +30,7 @@ from stepwell.tasks.prosqa import (
     render,
     write_items,
 )
-from stepwell.tasks.written import Written, load_written, write_written
+from stepwell.tasks.written import Written, load_written, up_to_spaces, write_written
 
 
 def make(params: DataParams, ctx: StageContext) -> None:
@@ -54,8 +54,8 @@ def _make_written(params: DataParams, ctx: StageContext) -> None:
     assert params.train is not None
     train = load_written(params.train)
     steer = _held_out(train, params.n_steer, ctx.seed, params.train)
-    asked = {item.question for item in steer}
-    sets = {"steer": steer, "train": [item for item in train if item.question not in asked]}
+    asked = {up_to_spaces(item.question) for item in steer}
+    sets = {"steer": steer, "train": [item for item in train if up_to_spaces(item.question) not in asked]}
     files = {"official": params.valid, "test": params.test}
     sets |= {name: load_written(path) for name, path in files.items() if path is not None}
     for name, items in sets.items():
@@ -69,7 +69,7 @@ def _make_written(params: DataParams, ctx: StageContext) -> None:
 
 def _held_out(items: Sequence[Written], n: int, seed: int, path: Path) -> list[Written]:
     """Items of as many different questions; the same whatever the order of the file."""
-    first = {item.question: item for item in reversed(items)}
+    first = {up_to_spaces(item.question): item for item in reversed(items)}
     if len(first) <= n:
         cause = f"{n} items are to steer the curriculum, and the file has {len(first)} questions"
         raise StepwellError(cause, "lower `n_steer`, or name a larger file", path=path)
