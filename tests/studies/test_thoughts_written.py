@@ -58,8 +58,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model_folder(folder / "model")
     return {
         # Each GSM question twice, the second time with another space: both go to one side of the split.
-        "train": write(folder / "gsm_train.json", both(range(10)) + [spaced(gsm(n)) for n in range(10)]),
-        "test": write(folder / "gsm_test.json", both(range(40, 44))),
+        "train": write(folder / "gsm_train.json", both(range(6)) + [spaced(gsm(n)) for n in range(6)]),
+        "test": write(folder / "gsm_test.json", both(range(40, 43))),
         "model": folder / "model",
     }
 
@@ -70,7 +70,7 @@ def overrides(files: dict[str, Path]) -> tuple[str, ...]:
         "data.format=steps",
         f"data.train={files['train']}",
         f"data.test={files['test']}",
-        "data.n_steer=6",
+        "data.n_steer=4",
         f"model.model={{kind: text, name: {files['model']}}}",
         "intervene.families=[zeroed, order, between, transplant-matched, transplant-unmatched, thoughts]",
         "intervene.thoughts=[0]",
@@ -95,12 +95,12 @@ def test_files_without_graphs_go_the_whole_way(whole: RunResult) -> None:
     ] * 2
     sets = {r["set"]: r["n"] for r in records(whole.folder, "data", "dataset")}
     read = {name: json.loads((whole.folder / "artifacts" / "data" / f"{name}.json").read_text()) for name in sets}
-    assert sets == {name: len(entries) for name, entries in read.items()} and sets["steer"] == 6
+    assert sets == {name: len(entries) for name, entries in read.items()} and sets["steer"] == 4
     asked = {name: {" ".join(entry["question"].split()) for entry in entries} for name, entries in read.items()}
-    assert not asked["steer"] & asked["train"] and len(asked["steer"]) == 6
-    assert asked["steer"] | asked["train"] == {entry["question"] for entry in both(range(10))}
+    assert not asked["steer"] & asked["train"] and len(asked["steer"]) == 4
+    assert asked["steer"] | asked["train"] == {entry["question"] for entry in both(range(6))}
     assert sum(":" not in question for question in asked["steer"]) > 0, "of the questions that are given twice"
-    assert read["test"] == both(range(40, 44))
+    assert read["test"] == both(range(40, 43))
     for arm in ("cot", "continuous"):
         found = records(whole.folder, f"evaluate.{arm}.0", "item")
         assert [(r["answer"], r["hops"]) for r in found] == [(e["answer"], len(e["steps"])) for e in read["test"]]
@@ -241,9 +241,9 @@ def test_a_file_that_cannot_be_used_is_refused(files: dict[str, Path], tmp_path:
         with pytest.raises(StepwellError) as caught:
             load_written(write(tmp_path / "train.json", entries))
         assert message in str(caught.value)
-    path = write(tmp_path / "train.json", both(range(3)))
+    path = write(tmp_path / "train.json", both(range(2)))
     plan = tiny(*overrides(files), *LEFT_OUT, f"data.train={path}", text=True, arms=("cot",))
-    with pytest.raises(StageFailed, match="6 items are to steer the curriculum, and the file has 6 questions"):
+    with pytest.raises(StageFailed, match="4 items are to steer the curriculum, and the file has 4 questions"):
         run(plan, tmp_path / "run")
 
 
