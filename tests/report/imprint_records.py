@@ -109,7 +109,8 @@ def fitted(
 def fits(run: Any) -> None:
     alert = {"monitor": "abandon", "step": 50, "message": "fewer than 20% converge", "stopped": True}
     run.job(f"single.{TIER}.{MODEL}", fitted(18, 10) + tagged("alert", [alert]), seconds=30)
-    run.job(f"joint.{TIER}.{MODEL}", fitted(20, 5, lost=1), seconds=60)
+    told = {"monitor": "conflict", "step": 12, "message": "the losses move apart", "stopped": False}
+    run.job(f"joint.{TIER}.{MODEL}", fitted(20, 5, lost=1) + tagged("alert", [told]), seconds=60)
     for slots, exact in ((4, 2), (8, 15)):
         run.job(f"sweep.{TIER}.{MODEL}.{slots}", fitted(20, exact, slots=slots), seconds=40)
 

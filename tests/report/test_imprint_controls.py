@@ -116,8 +116,10 @@ def test_conflicts_leaks_and_stops_are_told(new_run: NewRun):
     assert line_of(checks, "sweep, K = 8", "conflict")["alarm"].text == "none"
     alert = line_of(table(found, "Alerts of the fits"), "single", "abandon")
     assert (alert["at"].text, alert["message"].text, alert["gave up"].text) == ("50", "fewer than 20% converge", "yes")
+    told = line_of(table(found, "Alerts of the fits"), "joint", "conflict")
+    assert (told["at"].text, told["message"].text, told["gave up"].text) == ("12", "the losses move apart", "no")
     shared = section(run, "alerts").tables[0]
-    assert [column.name for column in shared.columns] == ["tier", "model", "monitor", "step", "message"]
+    assert [column.name for column in shared.columns] == ["stage", "tier", "model", "monitor", "step", "message"]
 
 
 def test_capability_that_is_nowhere_left_has_an_interval_all_the_same(new_run: NewRun):

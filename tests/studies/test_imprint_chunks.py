@@ -25,6 +25,7 @@ from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.stage import Memory
 from stepwell.store import RunFolder
+from stepwell.studies.imprint import kept
 from stepwell.studies.imprint.fits import WORK, Fitter, fit_pairs
 from stepwell.studies.imprint.params import FitParams
 
@@ -113,6 +114,25 @@ def test_when_a_fit_is_given_up_does_not_depend_on_the_order(prepared: Path, tmp
     (alert,) = of_kind(first, "alert")
     assert alert["step"] == 4 and alert["message"].startswith("0 of 2 pairs converged")
     assert [row["end"] for row in of_kind(first, "pair")] == ["steps", "steps", "stopped", "stopped", "stopped"]
+    told = [event for event in first.events if event["event"] == "alert"]
+    assert [event["message"] for event in told] == [alert["message"]], "the live table shows why"
+
+
+def test_a_conflict_is_told_before_the_fit_has_ended_and_stops_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = "joint.recipe={steps: 2, restarts: 1, lr: 1e-6}"
+    clean = fitted(prepared, tmp_path / "clean", recipe)
+    assert not of_kind(clean, "alert") and not [e for e in clean.events if e["event"] == "alert"]
+    monkeypatch.setattr(kept, "opposition", lambda record: -1.0)
+    monkeypatch.setattr(kept, "CONFIDENCE", 0.3)  # so that five pairs are enough
+    memory = fitted(prepared, tmp_path / "run", recipe)
+    (alert,) = of_kind(memory, "alert")
+    assert (alert["monitor"], alert["stopped"]) == ("conflict", False) and alert["step"] < PAIRS
+    place = [event["event"] for event in memory.events].index("alert")
+    assert memory.events[place]["message"] == alert["message"]
+    assert [e for e in memory.events[place:] if e["event"] == "progress"], "pairs were fitted after it"
+    assert [row for row in memory.records if row["kind"] != "alert"] == clean.records
 
 
 def test_an_engine_with_two_devices_gives_the_same_files(tmp_path: Path) -> None:

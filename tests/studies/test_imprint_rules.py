@@ -18,13 +18,13 @@ from stepwell.fitting.result import Record
 from stepwell.latents.prompt import Problem, Target
 from stepwell.similarity import Alike
 from stepwell.stage import Memory, StageContext
-from stepwell.stats import proportion_sequence
+from stepwell.stats import confidence_sequence, proportion_sequence
 from stepwell.studies.imprint.asking import Asked, weighted
 from stepwell.studies.imprint.baselines import bar_of, bars_of
 from stepwell.studies.imprint.controls import donors_of, matched
 from stepwell.studies.imprint.kept import Ends, Kept, Watch
 from stepwell.studies.imprint.models import ByteTokenizer
-from stepwell.studies.imprint.outcomes import POINTS, Part, converged, thinned
+from stepwell.studies.imprint.outcomes import POINTS, Part, converged, opposition, thinned
 from stepwell.studies.imprint.pairs import load_pairs
 from stepwell.studies.imprint.params import Abandon, BaselineParams, CheckParams, Facts
 from stepwell.studies.imprint.spotcheck import Said, judged
@@ -273,8 +273,76 @@ def test_a_fit_that_leaks_is_given_up_while_it_runs() -> None:
         nats = {"answer": 0.0 if seen % 5 == 0 else 0.01}
         leaking.see(replace(ended(f"p{seen}", converged=True, exact=True), nats=nats))
         seen += 1
-    assert leaking.monitor == "leak" and 50 <= seen < 200
+    assert [(alert.monitor, alert.stop) for alert in leaking.alerts] == [("leak", True)] and 50 <= seen < 200
     assert leaking.abandoned.endswith("at 95% over all looks; above 5% a leak is suspected")
+
+
+def pulled(id: str, generator: torch.Generator, together: float, restart: int = 0) -> Record:
+    """A restart whose two losses share so much of their changes: 1 = all, -1 = all but the sign, 0 = nothing."""
+    walk, own = torch.randn(2, 60, generator=generator, dtype=torch.float64).cumsum(1)
+    answer = together * walk + (1 - together**2) ** 0.5 * own
+    curves = {"question": 60 + walk, "answer": 60 + answer}
+    return Record(
+        id=id, restart=restart, seed=0, identity="", end="steps", exact=dict.fromkeys(curves, False),
+        nats={mode: float(curve[-1]) for mode, curve in curves.items()},
+        curve={mode: tuple(enumerate(curve.tolist())) for mode, curve in curves.items()},
+    )  # fmt: skip
+
+
+def test_modes_that_pull_apart_are_told_while_the_fit_runs_and_stop_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    seen, found = watch(60), {}
+    while not seen.alerts:
+        id = f"p{len(found)}"
+        record = pulled(id, generator, -0.8)
+        found[id] = opposition(record)
+        seen.see(record)
+    assert 5 <= len(found) < 30, "seen long before the fit has ended"
+    sequence = confidence_sequence(list(found.values()), 0.95, bounds=(-1.0, 1.0))
+    earlier = confidence_sequence(list(found.values())[:-1], 0.95, bounds=(-1.0, 1.0))
+    assert sequence.high is not None and earlier.high is not None and sequence.high < 0 <= earlier.high
+    (alert,) = seen.alerts
+    assert (alert.monitor, alert.step, alert.stop, seen.abandoned) == ("conflict", len(found), False, None)
+    assert f"correlation is {sequence.value:.2f} in the mean of {len(found)} pairs" in alert.message
+    worst = sorted(found, key=found.__getitem__)[:3]
+    assert "most in " + ", ".join(f"`{id}` ({found[id]:.2f})" for id in worst) in alert.message
+    assert "`paraphrases: true`" in alert.message
+    for place in range(len(found), 60):
+        seen.see(pulled(f"p{place}", generator, -0.8))
+    assert len(seen.alerts) == 1, "told once"
+
+
+def test_modes_that_get_along_or_ignore_each_other_raise_no_alert_however_often_one_looks() -> None:
+    generator = torch.Generator().manual_seed(1)
+    naive = 0
+    for _ in range(12):
+        seen, found = watch(60), []
+        for place in range(60):
+            record = pulled(f"p{place}", generator, 0.0)
+            found.append(opposition(record))
+            seen.see(record)
+        assert not seen.alerts
+        looks = (torch.tensor(found[:n]) for n in range(5, 61))
+        naive += any(float(look.mean() + 1.96 * look.std() / len(look) ** 0.5) < 0 for look in looks)
+    assert naive >= 2, "an interval for one look would have raised false alarms"
+    along = watch(60)
+    for place in range(60):
+        along.see(pulled(f"p{place}", generator, 0.8))
+    assert not along.alerts
+
+
+def test_the_conflict_of_a_pair_is_that_of_its_best_restart() -> None:
+    """As in the pair's own record; vectors apart have no conflict at all."""
+    generator = torch.Generator().manual_seed(2)
+    seen, apart = watch(40, restarts=2), watch(40, parts=("question", "answer"))
+    for place in range(40):
+        good, bad = pulled(f"p{place}", generator, 0.8), pulled(f"p{place}", generator, -0.95, restart=1)
+        seen.see(replace(good, nats={"question": 0.1, "answer": 0.1}))
+        seen.see(replace(bad, nats={"question": 9.0, "answer": 9.0}))
+        for mode, curve in (bad.curve or {}).items():
+            alone = replace(bad, id=f"p{place}/{mode}", nats={mode: 9.0}, exact={mode: False}, curve={mode: curve})
+            apart.see(alone)
+    assert not seen.alerts and not apart.alerts and seen.ended == apart.ended == 80
 
 
 def test_one_mode_that_was_given_up_makes_no_pair() -> None:

@@ -87,6 +87,20 @@ class Record:
         return cls(**{**fields, "curve": curve})
 
 
+def best_of(records: Iterable[Record]) -> Record | None:
+    """The restart with the most exact modes, then the most held tokens, then the fewest nats; None where none ended."""
+    return min(
+        (record for record in records if record.nats is not None),
+        key=lambda r: (
+            -sum((r.exact or {}).values()),
+            -sum((r.held or {}).values()),
+            sum((r.nats or {}).values()),
+            r.restart,
+        ),
+        default=None,
+    )
+
+
 def identity_of(problem: Problem, modes: Mapping[str, str], recipe: FitRecipe, slots: int) -> str:
     """The fingerprint of what is fitted and how; `modes` holds those of the mode vectors, all there is of the model."""
     targets = [[list(target.ids), target.mode, float(target.weight)] for target in problem.targets]
@@ -127,27 +141,20 @@ class Fitted:
         return found
 
     def best(self, id: str) -> Record:
-        """The restart with the most exact modes, then the most held tokens, then the fewest nats.
+        """The best restart of a problem, see `best_of`.
 
         Raises:
             StepwellError: no restart of the problem came to an end.
         """
-        ended = [record for record in self.of(id) if record.nats is not None]
-        if not ended:
-            first = self.of(id)[0]
+        mine = self.of(id)
+        found = best_of(mine)
+        if found is None:
+            first = mine[0]
             raise StepwellError(
                 f"problem `{id}` has no fitted vectors: {first.end}" + (f" ({first.detail})" if first.detail else ""),
                 "see its records",
             )
-        return min(
-            ended,
-            key=lambda r: (
-                -sum((r.exact or {}).values()),
-                -sum((r.held or {}).values()),
-                sum((r.nats or {}).values()),
-                r.restart,
-            ),
-        )
+        return found
 
     def ended(self) -> list[tuple[Record, Tensor]]:
         """The restarts that came to an end, with their vectors (K, D): what `fit` resumes from."""

@@ -111,7 +111,7 @@ def _check(record: Record, name: str, field: str) -> tuple[Cell, ...]:
 
 
 def _alerts(data: RunData) -> list[Table]:
-    """What the sequential stop and the other monitors of the fits said."""
+    """What the fits told while they ran, and whether they were given up for it."""
     rows: dict[Group, list[tuple[Cell, ...]]] = {}
     for group, mine in grouped_by(data, records_of(data, "alert")).items():
         for record in mine:

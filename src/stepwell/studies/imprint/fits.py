@@ -110,11 +110,10 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
         pool, Queue(count=len(asked.items), size=params.chunk, before=before), done=course.done,
         poisoned=course.poisoned, stop=lambda: course.watch.abandoned is not None or ctx.stop_asked(),
     )  # fmt: skip
-    watch = course.watch
-    if watch.abandoned is None:
+    if course.watch.abandoned is None:
         ctx.stop_if_asked()
-    else:
-        ctx.write("alert", monitor=watch.monitor, step=watch.ended, message=watch.abandoned, stopped=True)
+    for alert in course.watch.alerts:
+        ctx.write("alert", monitor=alert.monitor, step=alert.step, message=alert.message, stopped=alert.stop)
     found = fitter.whole(asked, course.seen)
     write_outcomes(params, ctx, asked, found)
     found.save(ctx.folder / VECTORS)
@@ -172,13 +171,15 @@ class Course:
 
     def _see(self, chunk: range) -> None:
         self.seen.append(chunk)
-        part = self.fitter.kept.read(chunk)
+        part, told = self.fitter.kept.read(chunk), len(self.watch.alerts)
         for record, _ in part.ended:
             if self.watch.abandoned is None:
                 self.watch.see(record)
         for id in part.failed:
             if self.watch.abandoned is None:
                 self.watch.lost(id)
+        for alert in self.watch.alerts[told:]:
+            self.fitter.ctx.event("alert", monitor=alert.monitor, step=alert.step, message=alert.message)
 
 
 def fit_input(ctx: StageContext) -> Input:

@@ -1,7 +1,8 @@
-"""What a fit has done so far: chunks that are kept, and whether it is worth going on."""
+"""What a fit has done so far: chunks that are kept, whether it is worth going on, and what is to be told at once."""
 
 from __future__ import annotations
 
+import heapq
 import json
 import shutil
 from collections import Counter
@@ -18,10 +19,16 @@ from stepwell.analysis.curves import is_zero
 from stepwell.errors import StepwellError
 from stepwell.fitting.loop import Ended
 from stepwell.fitting.recipe import FitRecipe
-from stepwell.fitting.result import Record
+from stepwell.fitting.result import Record, best_of
+from stepwell.monitor import Alert
 from stepwell.store import write_atomically
-from stepwell.studies.imprint.outcomes import converged
+from stepwell.studies.imprint.outcomes import converged, opposition
 from stepwell.studies.imprint.params import Abandon
+
+CONFIDENCE = 0.95
+"""Of the alert on modes that pull apart, over all its looks together."""
+NAMED = 3
+"""Pairs that it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +97,11 @@ class Kept:
 
 @dataclass(kw_only=True)
 class Watch:
-    """Counts what ends, and gives a fit up when too few pairs converge, or when too many have a loss of zero.
+    """Looks at a fit while it runs: gives it up where it is not worth its price, and tells of modes that pull apart.
 
-    A loss of zero on many pairs says that their texts can be read off, and no fit of the rest would be worth its price.
+    It is given up when too few pairs converge, or when too many have a loss of zero: that says that their texts can be
+    read off. Modes whose losses move against each other are an alert, which names pairs and ways out, and stop nothing:
+    what comes of it is a gate's to say, when the fit has ended.
 
     It sees the pairs in their order, so what it decides does not depend on who fitted them, or when. A pair whose modes
     have vectors of their own converges when all of them do; one that was given up because of its errors does not.
@@ -104,10 +113,7 @@ class Watch:
         pairs: problem id -> the id of its pair.
         total: restarts of all problems.
         most_zero: share of pairs with a loss of zero that is not suspected of a leak.
-
-    Attributes:
-        abandoned: why it was given up; None where it was not.
-        monitor: what was looked at when it was given up: `convergence` or `leak`.
+        alerts: what it has told: `convergence` or `leak` gave the fit up, `conflict` did not.
     """
 
     abandon: Abandon | None
@@ -118,13 +124,19 @@ class Watch:
     most_zero: float = 0.05
     ended: int = 0
     exact: int = 0
-    abandoned: str | None = None
-    monitor: str = "convergence"
+    alerts: list[Alert] = field(default_factory=list)
     _seen: dict[str, list[Record]] = field(default_factory=dict)
     _parts: dict[str, list[tuple[bool, bool]]] = field(default_factory=dict)
     _settled: int = 0
     _converged: int = 0
     _zero: int = 0
+    _opposed: dict[str, float] = field(default_factory=dict)
+    _next_look: int = 2
+
+    @property
+    def abandoned(self) -> str | None:
+        """Why the fit was given up; None where it was not."""
+        return next((alert.message for alert in self.alerts if alert.stop), None)
 
     def see(self, record: Record) -> None:
         """Count one restart that ended, and look."""
@@ -134,6 +146,9 @@ class Watch:
         mine.append(record)
         if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
             return
+        if (found := opposition(best_of(mine) or mine[0])) is not None:
+            self._opposed[record.id] = found
+            self._look_at_conflict()
         bars = self.bars.get(record.id, {})
         good = any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine)
         self._settle(record.id, good, any(is_zero([nats]) for e in mine for nats in (e.nats or {}).values()))
@@ -169,13 +184,42 @@ class Watch:
         found = proportion_sequence(self._converged, self._settled, rule.confidence)
         zero = proportion_sequence(self._zero, self._settled, rule.confidence)
         if zero.low is not None and zero.low > self.most_zero:
-            self.monitor = "leak"
-            self.abandoned = (
+            message = (
                 f"{self._zero} of {self._settled} pairs have a loss of zero, at least {zero.low:.1%} at "
                 f"{rule.confidence:.0%} over all looks; above {self.most_zero:.0%} a leak is suspected"
             )
+            self._tell("leak", message, stop=True)
         elif found.high is not None and found.high < rule.below:
-            self.abandoned = (
+            message = (
                 f"{self._converged} of {self._settled} pairs converged, at most {found.high:.1%} at "
                 f"{rule.confidence:.0%} over all looks; below {rule.below:.0%} the fit is given up"
             )
+            self._tell("convergence", message, stop=True)
+
+    def _look_at_conflict(self) -> None:
+        """Tell once when the mean correlation of the modes' losses lies below zero for sure, by a sequence.
+
+        Each look costs as much as there are pairs, so the next is due when there are a twentieth more: the sequence
+        holds at any of them.
+        """
+        n = len(self._opposed)
+        if n < self._next_look or any(alert.monitor == "conflict" for alert in self.alerts):
+            return
+        from stepwell.stats import confidence_sequence
+
+        self._next_look = n + max(1, n // 20)
+        found = confidence_sequence(list(self._opposed.values()), CONFIDENCE, bounds=(-1.0, 1.0))
+        if found.high is None or found.high >= 0:
+            return
+        worst = heapq.nsmallest(NAMED, self._opposed, key=self._opposed.__getitem__)
+        named = ", ".join(f"`{id}` ({self._opposed[id]:.2f})" for id in worst)
+        self._tell(
+            "conflict",
+            f"the losses of the modes move against each other: their correlation is {found.value:.2f} in the mean of "
+            f"{n} pairs, at most {found.high:.2f} at {CONFIDENCE:.0%} over all looks; most in {named}. The fit goes "
+            "on; a fit with `paraphrases: true` or `recipe.surgery: true` lets the modes get along",
+            stop=False,
+        )  # fmt: skip
+
+    def _tell(self, monitor: str, message: str, *, stop: bool) -> None:
+        self.alerts.append(Alert(monitor=monitor, step=self.ended, message=message, stop=stop))

@@ -123,12 +123,7 @@ def _pair(ctx: StageContext, asked: Asked, id: str, parts: Sequence[Part]) -> fl
     """The record of a pair; the correlation of its two modes' losses."""
     best = parts[0].best
     together = len(parts) == 1
-    curves = list((best.curve or {}).values())
-    found = None
-    if together and len(curves) == 2:
-        length = min(map(len, curves))
-        first, second = ([nats for _, nats in curve[:length]] for curve in curves)
-        found = conflict(first, second)
+    found = opposition(best) if together else None
     ctx.write(
         "pair", id=id, restart=best.restart if together else None,
         converged=all(part.converged(asked.bars, part.modes) for part in parts),
@@ -139,6 +134,16 @@ def _pair(ctx: StageContext, asked: Asked, id: str, parts: Sequence[Part]) -> fl
         conflict=found,
     )  # fmt: skip
     return found
+
+
+def opposition(record: Record) -> float | None:
+    """The correlation of the losses of a restart's two modes, see `conflict`; None with one mode."""
+    curves = list((record.curve or {}).values())
+    if len(curves) != 2:
+        return None
+    length = min(map(len, curves))
+    first, second = ([nats for _, nats in curve[:length]] for curve in curves)
+    return conflict(first, second)
 
 
 def _of(values: Mapping[str, Any] | None, mode: str) -> Any:
