@@ -114,6 +114,10 @@ def test_paraphrases_are_weighed_and_the_best_counts_for_exactness():
 
     both, one, other = of(*targets), of(targets[0]), of(targets[1])
     assert float(both.nats[0, 0]) == pytest.approx((0.5 * float(one.nats[0, 0]) + 2 * float(other.nats[0, 0])) / 2.5)
+    assert float(both.own[0, 0]) == pytest.approx(float(one.nats[0, 0]))
+    assert bool(both.own[0, 1].isnan()) and float(of(*targets[::-1]).own[0, 0]) == pytest.approx(
+        float(other.nats[0, 0])
+    )
     assert float(both.lead[0, 0]) == pytest.approx(max(float(one.lead[0, 0]), float(other.lead[0, 0])))
     torch.testing.assert_close(both.gradients, one.gradients + other.gradients)
 
@@ -221,9 +225,9 @@ def by_mode_like(gradients: torch.Tensor, lead: float = -1.0, nats: float = 1.0)
     from stepwell.fitting.rows import ByMode
 
     shape = gradients.shape[:2]
-    return ByMode(nats=gradients.new_full(shape, nats), lead=gradients.new_full(shape, lead),
-                  held=torch.zeros(shape, dtype=torch.long), present=torch.ones(shape, dtype=torch.bool),
-                  gradients=gradients)  # fmt: skip
+    return ByMode(nats=gradients.new_full(shape, nats), own=gradients.new_full(shape, nats),
+                  lead=gradients.new_full(shape, lead), held=torch.zeros(shape, dtype=torch.long),
+                  present=torch.ones(shape, dtype=torch.bool), gradients=gradients)  # fmt: skip
 
 
 def test_a_case_that_is_held_broken_or_full_stands_still():

@@ -89,7 +89,8 @@ def fitted(
         for mode in modes:
             ratio = None if loss is None else loss / 10
             records += tagged("target", [{
-                "id": i, "mode": mode, "restart": 0, **state, "nats": loss, "tokens": 4, "held": 4, "steps": 10 + place,
+                "id": i, "mode": mode, "restart": 0, **state, "nats": loss, "own_nats": loss, "tokens": 7, "held": 4,
+                "steps": 10 + place,
                 "ratio_to_random": ratio, "ratio_to_baseline": None if mode == "question" or loss is None else loss / 2,
                 "zero": False, "health": HEALTH[place], "end": "exact" if state["exact"] else "steps",
             }], **axes)  # fmt: skip

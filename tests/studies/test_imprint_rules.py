@@ -172,7 +172,7 @@ def test_without_a_similarity_nothing_is_compared(monkeypatch: pytest.MonkeyPatc
 
 def ended(id: str, restart: int = 0, *, converged: bool = False, exact: bool = False) -> Record:
     return Record(id=id, restart=restart, seed=0, identity="", end="exact" if exact else "steps",
-                  nats={"answer": 0.5 if converged else 2.0}, exact={"answer": exact})  # fmt: skip
+                  nats={"answer": 0.5}, own={"answer": 0.5 if converged else 2.0}, exact={"answer": exact})  # fmt: skip
 
 
 def watch(pairs: int, *, restarts: int = 1, until_exact: bool = False, parts: tuple[str, ...] = (),
@@ -476,12 +476,12 @@ def test_exact_counts_as_converged_and_any_restart_will_do() -> None:
 
     def one(nats: float, *, exact: bool) -> Record:
         found = ended("p", exact=exact)
-        return replace(found, nats={"ask": nats, "say": 0.05}, exact={"ask": exact, "say": False})
+        return replace(found, own={"ask": nats, "say": 0.05}, exact={"ask": exact, "say": False})
 
     assert converged(one(0.7, exact=True), "ask", bars) is True  # above its bar
     assert converged(one(0.7, exact=False), "ask", bars) is False
     assert converged(one(0.7, exact=False), "ask", {}) is None
-    far, both = replace(one(0.7, exact=True), nats={"ask": 0.7, "say": 5.0}), one(0.05, exact=False)
+    far, both = replace(one(0.7, exact=True), own={"ask": 0.7, "say": 5.0}), one(0.05, exact=False)
     part = Part(problem="p", modes=("ask", "say"), restarts=(far, both), best=far, fault=None)
     assert part.converged({"p": bars}, ("ask", "say"))
     assert not Part(problem="p", modes=("ask", "say"), restarts=(far,), best=far, fault=None).converged(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import records
-from tiny_imprint import DOUBLE, context, of_kind, tiny_imprint
+from tiny_imprint import DOUBLE, context, job_of, of_kind, tiny_imprint
 
 from stepwell import kinds
 from stepwell.fitting.result import Fitted, Record
@@ -22,13 +22,15 @@ from stepwell.latents.prompt import Prompt
 from stepwell.plan import Plan
 from stepwell.report import write_report
 from stepwell.runner import RunResult, run
+from stepwell.stage import Input
 from stepwell.studies.imprint.asking import Asked, Source
 from stepwell.studies.imprint.controls import controls
 from stepwell.studies.imprint.fits import VECTORS, fit_pairs
+from stepwell.studies.imprint.measures import measures
 from stepwell.studies.imprint.models import loaded
 from stepwell.studies.imprint.outcomes import write_outcomes
 from stepwell.studies.imprint.pairs import examples
-from stepwell.studies.imprint.params import ControlParams, FitParams
+from stepwell.studies.imprint.params import ControlParams, FitParams, MeasureParams
 
 PAIRS = ["arithmetic-9+7", "arithmetic-4+9", "arithmetic-0+5", "arithmetic-5+3"]
 MODES = ("question", "answer")
@@ -200,6 +202,44 @@ def test_pairs_that_neither_converge_nor_fail_are_fitted_with_other_wordings(
     assert tokens == {("question", 6), ("answer", 5)}
 
 
+def by_hand(backbone: Any, mode: str, c: torch.Tensor, text: str) -> float:
+    """Nats of a text and its end after [mode, c], by transformers alone, in float64."""
+    table, ids = backbone.model.get_input_embeddings().weight.detach(), [*text.encode(), 256]
+    rows = torch.cat((table[[255 - MODES.index(mode)]], c, table[ids[:-1]]))
+    said = backbone.model(inputs_embeds=rows[None]).logits[0, len(c) :].log_softmax(-1)
+    return -float(said[range(len(ids)), ids].sum().detach())
+
+
+def test_bits_and_ratios_of_a_fit_over_wordings_are_of_the_pairs_own_text(
+    reworded: tuple[Plan, RunResult], tmp_path: Path
+) -> None:
+    plan, result = reworded
+    ctx, memory = context(plan, result.folder, "measure", tmp_path / "artifacts")
+    job = job_of(plan, "paraphrased")
+    fit = Input(job=job, folder=result.folder / "artifacts" / job.id,
+                records_path=result.folder / "records" / f"{job.id}.jsonl")  # fmt: skip
+    ctx = replace(ctx, inputs={**ctx.inputs, "paraphrased": (fit,)})
+    measures(MeasureParams(items=1, draws=1, points=3), ctx)
+    backbone, _ = loaded(ctx)
+    found, gains = Fitted.load(fit.folder / VECTORS), of_kind(memory, "gain")
+    targets = {(r["id"], r["mode"]): r for r in fit.records("target")}
+    random = {
+        (r["id"], r["mode"]): r["random"] for r in records(result.folder, "baselines.arithmetic.tiny", "baseline")
+    }
+    texts = {(item.id, mode): text for item in examples(ctx) for mode, text in item.targets().items()}
+    assert {(row["id"], row["mode"]) for row in gains} == set(texts)
+    for row in gains:
+        key, c = (row["id"], row["mode"]), found.vectors[row["id"]][found.best(row["id"]).restart]
+        tokens, own = len(texts[key].encode()) + 1, by_hand(backbone, row["mode"], c, texts[key])
+        bits = (by_hand(backbone, row["mode"], c[:0], texts[key]) - own) / math.log(2)
+        assert row["tokens"] == tokens and row["bits"] == pytest.approx(bits, rel=1e-9)
+        assert (row["bits_per_slot"], row["bits_per_token"]) == pytest.approx((bits / 6, bits / tokens), rel=1e-9)
+        assert targets[key]["own_nats"] == pytest.approx(own / tokens, rel=1e-9) != targets[key]["nats"]
+        assert targets[key]["ratio_to_random"] == pytest.approx(own / tokens / random[key], rel=1e-9)
+    for row in of_kind(memory, "storage"):
+        assert row["text_bytes"] == sum(len(texts[row["id"], mode]) for mode in MODES)
+
+
 # ---- planted faults
 
 
@@ -293,9 +333,9 @@ def made(curves: list[dict[str, list[float]]]) -> tuple[Asked, Fitted, FitParams
     fitted = [
         Record(
             id=item.id, restart=0, seed=0, identity="", end="steps", steps=60, exact=dict.fromkeys(MODES, False),
-            nats={mode: curve[-1] for mode, curve in given.items()}, held=dict.fromkeys(MODES, 0),
-            lead=dict.fromkeys(MODES, -1.0), tokens=dict.fromkeys(MODES, 2), converged=True,
-            curve={mode: tuple(enumerate(curve)) for mode, curve in given.items()},
+            nats={mode: curve[-1] for mode, curve in given.items()}, own=dict.fromkeys(MODES, 1.0),
+            held=dict.fromkeys(MODES, 0), lead=dict.fromkeys(MODES, -1.0), tokens=dict.fromkeys(MODES, 2),
+            converged=True, curve={mode: tuple(enumerate(curve)) for mode, curve in given.items()},
         )
         for item, given in zip(items, curves, strict=True)
     ]  # fmt: skip

@@ -360,7 +360,7 @@ class _Engine:
             return record
         bars = self.bars.get(case.problem.id)
         return replace(
-            record, nats=numbers.nats, exact=numbers.exact, held=numbers.held, lead=numbers.lead,
+            record, nats=numbers.nats, own=numbers.own, exact=numbers.exact, held=numbers.held, lead=numbers.lead,
             tokens={mode: max(len(t.ids) for t in case.problem.targets if t.mode == mode) for mode in numbers.nats},
             converged=None if bars is None else all(numbers.nats[mode] < bars[mode] for mode in numbers.nats),
         )  # fmt: skip

@@ -23,6 +23,7 @@ class Measured:
     """What one c says of its problem; the fields as in `result.Record`."""
 
     nats: Mapping[str, float]
+    own: Mapping[str, float]
     exact: Mapping[str, bool]
     held: Mapping[str, int]
     lead: Mapping[str, float]
@@ -115,11 +116,12 @@ def some(
 
 
 def measured(problem: Problem, numbers: Tensor, modes: Sequence[str]) -> Measured:
-    """The numbers (3, M) of one case by name, for the modes that its problem has."""
-    nats, lead, held = numbers.tolist()
+    """The numbers (4, M) of one case by name, for the modes that its problem has."""
+    nats, own, lead, held = numbers.tolist()
     at = {name: i for i, name in enumerate(modes) if any(target.mode == name for target in problem.targets)}
     return Measured(
         nats={name: nats[i] for name, i in at.items()},
+        own={name: own[i] for name, i in at.items()},
         exact={name: lead[i] > 0 for name, i in at.items()},
         held={name: int(held[i]) for name, i in at.items()},
         lead={name: lead[i] for name, i in at.items()},

@@ -43,6 +43,7 @@ class Record:
             tried; `detail` holds it).
         steps: updates made.
         nats: mode -> mean nats a token of the final vectors, EOS included, at temperature 1.
+        own: mode -> the same of its first target alone: of the text itself, where paraphrases stand behind it.
         exact: mode -> whether every token, EOS included, leads all others, so that greedy decoding writes the target.
         held: mode -> leading tokens of the target that greedy decoding writes.
         lead: mode -> the smallest lead of a token, in logits.
@@ -61,6 +62,7 @@ class Record:
     detail: str | None = None
     steps: int | None = None
     nats: Mapping[str, float] | None = None
+    own: Mapping[str, float] | None = None
     exact: Mapping[str, bool] | None = None
     held: Mapping[str, int] | None = None
     lead: Mapping[str, float] | None = None

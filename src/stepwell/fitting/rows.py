@@ -65,12 +65,14 @@ class Rows:
         prompt: the rows, without their c.
         case: (B,), index of the case whose c a row takes.
         mode: (B,), index of the row's mode.
+        own: (B,), whether the target is the first of its mode; those after it are its paraphrases.
         weight: (B,), of the row's mean nats.
     """
 
     prompt: Prompt
     case: Tensor
     mode: Tensor
+    own: Tensor
     weight: Tensor
 
     def each(self, found: AtTargets) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +104,8 @@ def rows_of(
             one.
     """
     flat = [(case, target) for case, each in enumerate(targets) for target in each]
+    first: dict[tuple[int, str], int] = {}
+    own = [first.setdefault((case, target.mode), row) == row for row, (case, target) in enumerate(flat)]
     numbers = {name: number for number, name in enumerate(modes)}
     device = next(backbone.parameters()).device
     found = []
@@ -115,6 +119,7 @@ def rows_of(
                 prompt=lay_out(backbone, [target for _, target in chosen], modes, slots, shown),
                 case=torch.tensor([case for case, _ in chosen], device=device),
                 mode=torch.tensor([numbers[target.mode] for _, target in chosen], device=device),
+                own=torch.tensor([own[i] for i in part], device=device),
                 weight=torch.tensor([target.weight for _, target in chosen], device=device),
             )
         )
@@ -126,20 +131,21 @@ class ByMode:
     """What all rows say of R cases in M modes.
 
     Attributes:
-        nats, lead, held: (R, M), see `result.Record`; NaN, -inf and 0 where a case lacks the mode.
+        nats, own, lead, held: (R, M), see `result.Record`; NaN, NaN, -inf and 0 where a case lacks the mode.
         present: (R, M), whether a case has the mode.
         gradients: (R, M, K, P), of the weighted mean nats of the mode's rows; None where not asked for.
     """
 
     nats: Tensor
+    own: Tensor
     lead: Tensor
     held: Tensor
     present: Tensor
     gradients: Tensor | None
 
     def numbers(self) -> Tensor:
-        """(R, 3, M): nats, lead and held together, to be read at once."""
-        return torch.stack((self.nats, self.lead, self.held.to(self.nats)), 1)
+        """(R, 4, M): nats, own, lead and held together, to be read at once."""
+        return torch.stack((self.nats, self.own, self.lead, self.held.to(self.nats)), 1)
 
 
 def one_pass(
@@ -176,6 +182,7 @@ def by_mode(parts: Sequence[tuple[Tensor, ...]], rows: Sequence[Rows], cases: in
     index = torch.cat([each.case * modes + each.mode for each in rows])
     nats, lead, held, *rest = (torch.cat(columns) for columns in zip(*parts, strict=True))
     weight = torch.cat([each.weight for each in rows]).to(nats)
+    own = torch.where(torch.cat([each.own for each in rows]), nats, 0)
     shape = (cases * modes,)
     total = nats.new_zeros(shape).index_add_(0, index, weight)
     gradients = None
@@ -184,6 +191,7 @@ def by_mode(parts: Sequence[tuple[Tensor, ...]], rows: Sequence[Rows], cases: in
         gradients = gradients.view(cases, modes, *rest[0].shape[1:])
     return ByMode(
         nats=(nats.new_zeros(shape).index_add_(0, index, weight * nats) / total).view(cases, modes),
+        own=(nats.new_zeros(shape).index_add_(0, index, own) / (total > 0)).view(cases, modes),
         lead=lead.new_full(shape, float("-inf")).scatter_reduce_(0, index, lead, "amax").view(cases, modes),
         held=held.new_zeros(shape).scatter_reduce_(0, index, held, "amax").view(cases, modes),
         present=(total > 0).view(cases, modes),

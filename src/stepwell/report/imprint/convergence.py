@@ -39,7 +39,9 @@ TOLD = (
     "held. Passed: the spot "
     "check, a greedy decoding that was judged. Loss is in nats a token, the end token counted; beside it its ratio to "
     "that of random vectors, and to its baseline: the full context (the question's tokens before an answer) or, where "
-    "a mode has none, the text prompt. Small print: 95% intervals over pairs.",
+    "a mode has none, the text prompt. Of a fit over other wordings the loss is their mean with the pair's own text, "
+    "exact is any of them; ratios and bars are of the own text, as the baselines are. Small print: 95% intervals over "
+    "pairs.",
     "Levels: converged above 40, 70 and 90% of the pairs; loss below .4, .25 and .15 of that of random vectors; loss "
     "below 2, 1.5 and 1.2 of its baseline in every mode. A level counts as reached only when the whole interval lies "
     "on its right side. A ratio is the mean of the pairs' ratios.",

@@ -15,7 +15,8 @@ TYPES = ("float32", "bfloat16", "int8", "int4")
 AGAINST = {"packed_bytes": "packed ids", "ids_bytes": "ids", "text_bytes": "UTF-8 text"}
 BITS = (
     "Bits held: (loss without any vector - loss with c) / ln 2 over all tokens of a target, the end token counted; "
-    "below zero where c makes the target less likely."
+    "below zero where c makes the target less likely. Both losses, and the bytes, are of the pair's own text, also "
+    "where other wordings were fitted with it."
 )
 BYTES = (
     "Vectors often take more bytes than what they hold: packed ids take ceil(log2 V) bits a token; whole number types "

@@ -21,12 +21,12 @@ FLAGS = frozenset({"converged", "zero", "alarm", "passed", "exact_decode", "fall
 SHARES = frozenset({"exact", "correct"})
 """True or false; or, where several draws or scores were averaged, a number from 0 to 1."""
 NUMBERS = frozenset({
-    "restart", "steps", "nats", "tokens", "held", "lead", "ratio_to_random", "ratio_to_baseline", "gradient_cosine",
-    "opposed", "conflict", "n", "share", "low", "high", "mean", "step", "similarity", "random", "random_low",
-    "random_high", "full_context", "random_token", "text_prompt", "nothing", "bar", "bits", "bits_per_slot",
-    "bits_per_token", "text_bytes", "ids_bytes", "packed_bytes", "float32_bytes", "bfloat16_bytes", "int8_bytes",
-    "int4_bytes", "scale", "change", "bytes", "slot", "distance", "cosine", "norm", "fractions", "barrier", "slots",
-    "parameters", "width", "vocabulary", "max_positions",
+    "restart", "steps", "nats", "own_nats", "tokens", "held", "lead", "ratio_to_random", "ratio_to_baseline",
+    "gradient_cosine", "opposed", "conflict", "n", "share", "low", "high", "mean", "step", "similarity", "random",
+    "random_low", "random_high", "full_context", "random_token", "text_prompt", "nothing", "bar", "bits",
+    "bits_per_slot", "bits_per_token", "text_bytes", "ids_bytes", "packed_bytes", "float32_bytes", "bfloat16_bytes",
+    "int8_bytes", "int4_bytes", "scale", "change", "bytes", "slot", "distance", "cosine", "norm", "fractions",
+    "barrier", "slots", "parameters", "width", "vocabulary", "max_positions",
 })  # fmt: skip
 LISTS = {
     "curve": frozenset({"steps", "nats"}),

@@ -33,14 +33,16 @@ TOLD = (
     "alone - loss with c) / ln 2, summed over the tokens of the pair's modes, over K. Steps: by that step half of all "
     "pairs were exact; a pair that never was counts as never, so the easy ones do not stand for all."
 )
+Nothing = Mapping[tuple[str, str], tuple[float, float]]
+"""(pair, mode) -> nats a token after the mode vector alone, and tokens of the pair's own text."""
 Draw = Callable[[str, str, "Swept"], Series | None]
 
 
 class Swept:
     """The records of one group at one K."""
 
-    def __init__(self, pairs: Sequence[Record], targets: Sequence[Record], nothing: Mapping[tuple[str, str], float]):
-        """Pairs and targets of the group at this K; `nothing`: (id, mode) -> nats after the mode vector alone."""
+    def __init__(self, pairs: Sequence[Record], targets: Sequence[Record], nothing: Nothing):
+        """Pairs and targets of the group at this K."""
         self.pairs, self.targets = pairs, targets
         self.bits = [_bits(id, rows, nothing) for id, rows in grouped(targets, lambda r: r["id"]).items()]
 
@@ -71,21 +73,22 @@ def swept(data: RunData) -> dict[Group, dict[int, Swept]]:
     found: dict[Group, dict[int, Swept]] = {}
     for group in grouped_by(data, [*pairs, *targets]):
         mine, texts = ([r for r in some if r["group"] == group] for some in (pairs, targets))
-        known = [r for r in baselines if r["group"] == group and r.get("nothing") is not None]
-        nothing = {(r["id"], r["mode"]): r["nothing"] for r in known}
+        known = [r for r in baselines if r["group"] == group and None not in (r.get("nothing"), r.get("tokens"))]
+        nothing = {(r["id"], r["mode"]): (r["nothing"], r["tokens"]) for r in known}
         for slots in sorted({int(r["slots"]) for r in [*mine, *texts] if r["slots"] >= 1}):
             whole, parts = ([r for r in some if r["slots"] == slots] for some in (mine, texts))
             found.setdefault(group, {})[slots] = Swept(whole, parts, nothing)
     return found
 
 
-def _bits(id: str, rows: Sequence[Record], nothing: Mapping[tuple[str, str], float]) -> Record:
-    """What a pair's vectors hold over all its modes; None where any mode cannot be reckoned."""
+def _bits(id: str, rows: Sequence[Record], nothing: Nothing) -> Record:
+    """What a pair's vectors hold of its own texts over all its modes; None where any mode cannot be reckoned."""
     parts = []
     for row in rows:
-        without, nats, tokens = nothing.get((id, row["mode"])), row.get("nats"), row.get("tokens")
-        if without is None or nats is None or tokens is None:
+        known, nats = nothing.get((id, row["mode"])), row.get("own_nats")
+        if known is None or nats is None:
             return {"id": id, "bits_per_slot": None}
+        without, tokens = known
         parts.append((without - nats) * tokens / math.log(2))
     return {"id": id, "bits_per_slot": sum(parts) / rows[0]["slots"]}
 

@@ -74,7 +74,7 @@ KINDS = (
                 | {"held", "tokens", "lead", "converged", "zero", "health", "health_why"},
                 "curve": frozenset({"id", "mode", "restart", "steps", "nats"}),
                 "target": frozenset({"id", "mode", "restart", "converged", "exact", "nats", "tokens", "held", "steps"})
-                | {"ratio_to_random", "ratio_to_baseline", "zero", "health", "end", "detail"},
+                | {"own_nats", "ratio_to_random", "ratio_to_baseline", "zero", "health", "end", "detail"},
                 "pair": frozenset({"id", "restart", "converged", "exact", "steps", "end", "detail"})
                 | {"gradient_cosine", "opposed", "conflict"},
                 "leak": frozenset({"n", "zero", "share", "low", "high", "alarm", "fine"}),

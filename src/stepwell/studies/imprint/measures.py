@@ -68,14 +68,14 @@ def measures(params: MeasureParams, ctx: StageContext) -> None:
 
 
 def _gains(ctx: StageContext, backbone: Any, items: Sequence[QA], found: Fitted, vectors: Mapping[str, Tensor]) -> None:
-    """Bits and bytes of all pairs, from records and texts alone."""
+    """Bits and bytes of all pairs, from records and texts alone; both sides of each are about the pair's own texts."""
     (measured,) = ctx.inputs["baselines"]
     base = {(row["id"], row["mode"]): row for row in measured.records("baseline")}
     targets = {(row["id"], row["mode"]): row for row in fit_input(ctx).records("target")}
     for item in items:
         for mode in item.targets():
-            nothing, row = base[item.id, mode]["nothing"], targets[item.id, mode]
-            nats, tokens = row["nats"], row["tokens"]
+            nats = targets[item.id, mode]["own_nats"]
+            nothing, tokens = (base[item.id, mode][name] for name in ("nothing", "tokens"))
             if nothing is None or nats is None or tokens is None:
                 why = "the pair has no fitted vectors" if nats is None else "what it costs without vectors is not known"
                 ctx.write("gain", id=item.id, mode=mode, bits=None, bits_per_slot=None, bits_per_token=None,

@@ -43,9 +43,10 @@ class Part:
 def converged(record: Record, mode: str, bars: Mapping[str, float]) -> bool | None:
     """Below the bar, or exact: a fit retires the moment it is, often before its loss has come down to the bar.
 
+    The bar is about the pair's own text, so of a mode with paraphrases its loss counts; exact is any of them.
     None where the mode was not measured, or has no bar and is not exact.
     """
-    nats = (record.nats or {}).get(mode)
+    nats = (record.own or {}).get(mode)
     if nats is None:
         return None
     return bool((record.exact or {}).get(mode)) or (nats < bars[mode] if mode in bars else None)
@@ -101,7 +102,7 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
             health=health and health.shape, health_why="not fitted" if health is None else health.why,
         )  # fmt: skip
     best, base = part.best, asked.baselines.get((id, mode), {})
-    nats = (best.nats or {}).get(mode)
+    nats, own = (best.nats or {}).get(mode), (best.own or {}).get(mode)
     points = thinned((best.curve or {}).get(mode, ()))
     if points:
         ctx.write(
@@ -113,7 +114,8 @@ def _target(ctx: StageContext, asked: Asked, id: str, mode: str, part: Part) -> 
     ctx.write(
         "target", id=id, mode=mode, restart=best.restart, converged=part.converged(asked.bars, (mode,)),
         exact=bool(_of(best.exact, mode)), nats=nats, tokens=_of(best.tokens, mode), held=_of(best.held, mode),
-        steps=best.steps, ratio_to_random=_ratio(nats, base.get("random")), ratio_to_baseline=_ratio(nats, against),
+        steps=best.steps, own_nats=own, ratio_to_random=_ratio(own, base.get("random")),
+        ratio_to_baseline=_ratio(own, against),
         zero=_zero(nats), health=health.shape, end=best.end, detail=part.detail,
     )  # fmt: skip
     return _zero(nats)
