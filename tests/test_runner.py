@@ -180,6 +180,22 @@ def test_a_gate_may_wait_for_the_route_of_another(tmp_path: Path, threshold: flo
     assert rows["second"].decision == ("no-go" if asked else "not asked")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_gate_is_asked_only_where_the_records_have_what_it_is_given(tmp_path: Path, there: bool):
+    """Elsewhere it has no verdict, nothing waits for it, and the report says why; a second session finds the same."""
+    stages = [*_branching(0.1).stages[:2], {"name": "last", "kind": "toy.walk", "needs": ["sum"]}]
+    criteria = [{**GATE["criteria"][0], "threshold": 1.1}]
+    given = {"kind": "item"} if there else {"kind": "item", "id": "nobody"}
+    plan = toy_plan(stages=stages, gates=[{**GATE, "criteria": criteria, "given": given}])
+    for _ in range(2):
+        result = run(plan, tmp_path / "run")
+        assert [verdict.gate for verdict in result.verdicts] == (["early"] if there else [])
+        assert (result.jobs["last"], result.decision) == (("skipped", "no-go") if there else ("done", "go"))
+        (row,) = verdict_rows(tmp_path / "run")
+        if not there:
+            assert (row.decision, row.reason) == ("not asked", "No record of `sum` has kind=item, id=nobody.")
+
+
 def test_what_a_changed_route_leaves_behind_is_retired(tmp_path: Path):
     run(_branching(0.0, inconclusive="detour"), tmp_path / "run")
     run(_branching(1.1, inconclusive="detour"), tmp_path / "run", override="a stricter gate")

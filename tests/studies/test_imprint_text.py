@@ -10,6 +10,7 @@ from tiny import records
 from tiny_imprint import DOUBLE, tiny_imprint
 
 from stepwell.report import write_report
+from stepwell.report.verdicts import verdict_rows
 from stepwell.runner import RunResult, run
 
 AT = "mine.tiny"
@@ -46,15 +47,18 @@ def test_what_needs_a_question_is_undefined_with_a_reason_of_its_own(whole: RunR
         assert row["bar"] == pytest.approx(0.9 * row["random"])  # the other clause of the bar holds
 
 
-def test_nothing_pulls_against_one_mode_so_harmony_is_not_claimed(whole: RunResult) -> None:
+def test_nothing_pulls_against_one_mode_so_harmony_is_not_asked(whole: RunResult) -> None:
     assert not of(whole, "joint", "conflict")
-    (gate,) = [verdict for verdict in whole.verdicts if verdict.gate == "harmony"]
-    assert (gate.decision, gate.route) == ("inconclusive", "next")
+    assert {verdict.gate for verdict in whole.verdicts} == {"setup", "single", "joint", "leak", "own", "decoded"}
+    (row,) = [row for row in verdict_rows(whole.folder) if row.gate == "harmony"]
+    assert (row.decision, row.reason) == ("not asked", "No record of `joint` has kind=target, mode=question.")
 
 
 def test_the_report_says_what_was_not_asked(whole: RunResult) -> None:
     page = write_report(whole.folder).read_text(encoding="utf-8")
     assert "Of mine, tiny no question was asked" in page and "Of mine, tiny every item has one mode" in page
+    told = "it was not asked. No record of `joint` has kind=target, mode=question."
+    assert told in page.replace("<code>", "`").replace("</code>", "`")
     assert "Capability: accuracy" not in page and "a text by itself, without a question" in page
     found = json.loads((whole.folder / "summary.json").read_text(encoding="utf-8"))
     tables = {table["title"] for section in found["sections"] for table in section["tables"]}

@@ -102,7 +102,9 @@ def gates(plan: Plan) -> Table:
         asked = f"\n{gate.combine.replace('all', 'and').replace('any', 'or')} ".join(map(criterion, gate.criteria))
         bands = [f"[{band.low:g}, {band.high:g}] -> {band.route}" for band in gate.bands]
         routes = bands or [f"{decision} -> {route}" for decision, route in gate.routes.items()]
-        return gate.name, f"{after} (on {gate.on})" if gate.on else after, f"{gate.asks}\n{asked}", "\n".join(routes)
+        after += f" (on {gate.on})" if gate.on else ""
+        after += f" (given {', '.join(f'{key}={value}' for key, value in gate.given.items())})" if gate.given else ""
+        return gate.name, after, f"{gate.asks}\n{asked}", "\n".join(routes)
 
     return table(("gate", "after", "asks", "routes"), [row(gate) for gate in plan.gates])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepwell.gate.decision import decide
+from stepwell.gate.decision import decide, spared
 from stepwell.gate.verdict import Finding, Verdict
 
-__all__ = ["Finding", "Verdict", "decide"]
+__all__ = ["Finding", "Verdict", "decide", "spared"]

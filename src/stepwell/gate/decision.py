@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stepwell.errors import StepwellError
-from stepwell.gate.evidence import Facts, evidence
+from stepwell.gate.evidence import Facts, evidence, matches
 from stepwell.gate.units import Group, Lean, Unit, more, n_settling, settled
 from stepwell.gate.verdict import Decision, Finding, Side, Verdict
 from stepwell.stats import Estimate
@@ -37,6 +37,14 @@ def decide(gate: GateSpec, records: Mapping[str, Iterable[Mapping[str, Any]]]) -
     at_hand = {criterion.stage: list(records.get(criterion.stage, ())) for criterion in gate.criteria}
     groups = [Group.of(criterion, evidence(criterion, at_hand[criterion.stage])) for criterion in gate.criteria]
     return _banded(gate, groups[0]) if gate.bands else _combined(gate, groups)
+
+
+def spared(gate: GateSpec, records: Mapping[str, Iterable[Mapping[str, Any]]]) -> str | None:
+    """Why a gate is not asked: none of the records it reads is what it is given; None where it is asked."""
+    if not gate.given or any(matches(record, gate.given) for some in records.values() for record in some):
+        return None
+    wanted = ", ".join(f"{field}={value}" for field, value in gate.given.items())
+    return f"No record of {', '.join(f'`{stage}`' for stage in records)} has {wanted}."
 
 
 def _verdict(

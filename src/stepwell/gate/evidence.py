@@ -184,13 +184,17 @@ def _at_most(found: Any, most: float) -> bool:
     return isinstance(found, int | float) and found <= most
 
 
+def matches(record: Record, where: Mapping[str, Any]) -> bool:
+    """Whether a record has all these fields, each equal to its value, or to one of its values."""
+    return all(key in record and _meets(record[key], wanted) for key, wanted in where.items())
+
+
 def _chosen(criterion: Criterion, where: Mapping[str, Any], records: Iterable[Record]) -> list[Record]:
     """The records that match, have the metric as a field, and are picked from their curve."""
     rows = [
         record
         for record in records
-        if all(key in record and _meets(record[key], wanted) for key, wanted in where.items())
-        and all(_at_most(record.get(key), most) for key, most in criterion.at_most.items())
+        if matches(record, where) and all(_at_most(record.get(key), most) for key, most in criterion.at_most.items())
     ]
     having = [record for record in rows if criterion.metric in record]
     if rows and not having and "kind" in where:

@@ -262,6 +262,7 @@ def _gates(plan: Plan) -> Iterator[Problem]:
         if gate.on is not None and gate.on not in before:
             text = f"no gate before this one routes to `{gate.on}`; they route to {listed(before) or 'nothing'}"
             yield Problem((*at, "on"), text)
+        yield from _given(plan, gate, (*at, "given"))
         for decision, label in gate.routes.items():
             if label == EQUIVALENT:
                 a = "an" if decision == "inconclusive" else "a"
@@ -283,6 +284,23 @@ def _gates(plan: Plan) -> Iterator[Problem]:
                 yield Problem((*here, "stage"), f"`{criterion.stage}` is not in the gate's `after` ({after})")
             else:
                 yield from _criterion(plan, criterion, here)
+
+
+def _given(plan: Plan, gate: GateSpec, at: Keys) -> Iterator[Problem]:
+    """Fields that no record has: the gate would never be asked."""
+    stages = [stage for stage in plan.stages if stage.name in {criterion.stage for criterion in gate.criteria}]
+    yields = {
+        record: fields | set(values(plan, stage))
+        for stage in stages
+        for record, fields in kinds.kind(stage.kind).yields.items()
+    }
+    kind = gate.given.get("kind")
+    if yields and kind not in (None, *yields):
+        yield Problem((*at, "kind"), unknown("record kind", kind, yields))
+    elif yields:
+        known = {"kind"}.union(*(fields for record, fields in yields.items() if kind in (None, record)))
+        for key in sorted(gate.given.keys() - known):
+            yield Problem((*at, key), unknown("field", key, sorted(known)))
 
 
 def _margin(gate: GateSpec, band: Band, at: Keys) -> Iterator[Problem]:

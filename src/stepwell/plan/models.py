@@ -135,6 +135,7 @@ class GateSpec(Spec):
         bands: instead of a threshold, stretches that route; then there is exactly one criterion.
         routes: where each decision leads: `next`, `stop`, or the `on` label of a stage or of a gate further down.
         on: the gate is asked only when a gate before it routes to this label; otherwise nothing waits for it.
+        given: it is asked only where one of the records it reads has these fields; otherwise nothing waits for it.
         each: axis -> values, or the name of an axis of the plan: one gate for each point, about the jobs and records
             at that point; its routes lead no other jobs.
         ladder: one of these axes, whose values are taken in order: jobs at later values wait for the gates at earlier
@@ -145,6 +146,7 @@ class GateSpec(Spec):
     name: Name
     asks: str
     on: str | None = None
+    given: dict[str, Scalar] = Field(default_factory=dict)
     each: dict[Name, str | tuple[Scalar, ...]] = Field(default_factory=dict)
     ladder: str | None = None
     at: dict[Name, Scalar] = Field(default_factory=dict)

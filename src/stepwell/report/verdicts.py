@@ -22,9 +22,9 @@ class VerdictRow:
 
     Args:
         gate, asks: its name and its question.
-        decision: go, no-go, inconclusive, or "not reached".
-        route: where the decision led; "" where the gate was not reached.
-        reason: one sentence from the gate, or why it could not be decided; "" where it was not reached.
+        decision: go, no-go, inconclusive, "not asked" or "not reached".
+        route: where the decision led; "" where there is none.
+        reason: one sentence from the gate, or why it was not asked or could not be decided; "" where there is none.
         mode: `interval`, `point`, or "".
         n_to_decide: units in total that would decide; None where decided, or where none would.
         combine: whether `all` or `any` of the criteria are needed for go.
@@ -68,24 +68,36 @@ def verdict_rows(folder: RunData | Path | str) -> tuple[VerdictRow, ...]:
     planned = {str(gate.get("name")): gate for gate in data.plan.get("gates") or data.policy.get("gates") or ()}
     last = {str(record.get("gate")): record for record in data.verdicts}
     failed = {str(e.get("gate")): str(e.get("cause") or "") for e in data.events if e.get("event") == "gate-failed"}
+    spared = {str(e.get("gate")): str(e.get("reason") or "") for e in data.events if e.get("event") == "gate-spared"}
     names = dict.fromkeys([*planned, *last])
     ended = any(event.get("event") == "run-done" for event in data.events)
     points = {name: gate.get("at") or {} for name, gate in planned.items()}
     taken = [(str(record.get("route")), points.get(name, {})) for name, record in last.items()] if ended else None
-    return tuple(_row(name, planned.get(name, {}), last.get(name), failed.get(name, ""), taken) for name in names)
+    rows = (
+        _row(name, planned.get(name, {}), last.get(name), failed.get(name, ""), spared.get(name), taken)
+        for name in names
+    )
+    return tuple(rows)
 
 
 def _row(
-    name: str, planned: Mapping[str, Any], record: Record | None, failed: str,
+    name: str, planned: Mapping[str, Any], record: Record | None, failed: str, spared: str | None,
     taken: Sequence[tuple[str, Mapping[str, Any]]] | None,
 ) -> VerdictRow:  # fmt: skip
-    """One gate; `taken` are the routes of a run that has ended, with their gates' points; None where it goes on."""
+    """One gate.
+
+    Args:
+        name, planned, record, failed: of the gate.
+        spared: why the run did not ask it; None where it did not say so.
+        taken: the routes of a run that has ended, with their gates' points; None where it goes on.
+    """
     asks, combine, on = str(planned.get("asks") or name), str(planned.get("combine") or "all"), planned.get("on")
     if record is None:
         mine = planned.get("at") or {}
         here = [route for route, at in taken or () if all(at[axis] == mine[axis] for axis in at.keys() & mine.keys())]
-        spared = on is not None and taken is not None and on not in here
-        decision, reason = ("not asked", f"No gate led to `{on}`.") if spared else ("not reached", failed)
+        if spared is None and on is not None and taken is not None and on not in here:
+            spared = f"No gate led to `{on}`."
+        decision, reason = ("not reached", failed) if spared is None else ("not asked", spared)
         return VerdictRow(gate=name, asks=asks, decision=decision, route="", reason=reason, mode="", n_to_decide=None)
     override = record.get("override") or {}
     return VerdictRow(

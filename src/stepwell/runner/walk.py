@@ -197,7 +197,7 @@ class Walk:
         self.folder.event("job-done", job=job.id, seconds=(self.folder.marker(job.id) or {}).get("seconds"))
 
     def _decide(self, gate: GateSpec) -> bool:
-        from stepwell.gate import decide
+        from stepwell.gate import decide, spared
 
         stages = {criterion.stage for criterion in gate.criteria}
         records: dict[str, list[dict[str, Any]]] = {stage: [] for stage in stages}
@@ -205,6 +205,10 @@ class Walk:
         for job in self.jobs:
             if job.id in after and job.stage in stages:
                 records[job.stage] += read_records(self.folder.records(job.id))
+        if (why := spared(gate, records)) is not None:
+            self.schedule.routes[gate.name] = "next"  # nothing waits for it
+            self.folder.event("gate-spared", gate=gate.name, reason=why)
+            return False
         try:
             verdict = decide(gate, records)
         except StepwellError as error:

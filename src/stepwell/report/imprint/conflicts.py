@@ -40,7 +40,7 @@ def _of_one_mode(data: RunData) -> tuple[str, ...]:
         return ()
     return (
         f"Of {joined(map(group_name, alone))} every item has one mode, which nothing pulls against: no conflict was "
-        "looked for, and a gate that asks for one stays undecided.",
+        "looked for, and the gate on it is not asked.",
     )
 
 
