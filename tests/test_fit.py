@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,6 +21,7 @@ from stepwell.errors import StepwellError
 from stepwell.fitting import FitRecipe, Fitted, Problem, Record, Target, fit, measure, self_test
 from stepwell.fitting import selftest as selftest_module
 from stepwell.fitting.result import joined
+from stepwell.fitting.saving import saving
 from stepwell.latents import prompt as prompt_module
 from stepwell.small import SmallConfig, SmallLM
 
@@ -282,7 +284,7 @@ def test_a_row_that_is_not_finite_harms_no_other(whole: Fitted, backbone: Any, p
     with torch.no_grad():
         spoilt = fit(backbone, [bad, *problems], slots=4, recipe=RECIPE, modes={**MODES, "huge": huge})
     assert [(r.end, r.nats, r.exact) for r in spoilt.of("bad")] == [("not finite", None, None)] * 2
-    same(Fitted(**{**vars(spoilt), "records": spoilt.records[2:]}), whole)
+    same(replace(spoilt, records=spoilt.records[2:]), whole)
 
 
 def test_the_backbone_is_left_as_it_was(backbone: Any, problems: list[Problem]):
@@ -376,11 +378,41 @@ def test_saved_and_loaded(whole: Fitted, backbone: Any, tmp_path: Path):
     with pytest.raises(StepwellError, match="not a saved fit"):
         Fitted.load(tmp_path / "fit")
     with pytest.raises(StepwellError, match="there is no model to decode with"):
-        Fitted(**{**vars(whole), "backbone": None}).decode("p0")
+        replace(whole, backbone=None).decode("p0")
     with pytest.raises(StepwellError, match="there is no problem `p9`"):
         whole.best("p9")
     with pytest.raises(StepwellError, match="there is no mode `sing`"):
         whole.prompt("p0", "sing")
+
+
+def test_a_saved_fit_is_the_file_that_safetensors_writes_whatever_its_parts(tmp_path: Path):
+    generator = torch.Generator().manual_seed(0)
+    names = ["b", "a/x", "ä 中", 'quo"te\\', "tab\t\x01\x7f", "B"]
+    vectors = {name: torch.randn(2, 3, 5, generator=generator) for name in names}
+    modes = {"ask": torch.randn(5).bfloat16(), "say": torch.randn(5).double(), "sing": torch.randn(5)}
+    recipe, contexts = FitRecipe(), {"b": (3, 1), "ä 中": (7,)}
+    records = tuple(Record(id=name, restart=0, seed=1, identity="", end="steps") for name in names)
+
+    def part(*some: str) -> Fitted:
+        return Fitted(
+            vectors={name: vectors[name] for name in some}, records=tuple(r for r in records if r.id in some),
+            modes=modes, stops=(4, 2), recipe=recipe, slots=3, seed=0,
+            contexts={name: ids for name, ids in contexts.items() if name in some},
+        )  # fmt: skip
+
+    part(*names).save(tmp_path / "whole")
+    with saving(tmp_path / "parts") as saved:
+        for name in names:
+            saved.add(part(name))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()} and len(files) == 3
+    tensors = {f"vectors/{name}": found for name, found in vectors.items()}
+    tensors |= {f"modes/{name}": found for name, found in modes.items()}
+    tensors |= {f"contexts/{name}": torch.tensor(ids) for name, ids in contexts.items()}
+    assert files["vectors.safetensors"] == safetensors.torch.save(tensors)
+    found = Fitted.load(tmp_path / "parts")
+    assert found.records == records and found.stops == (2, 4) and found.contexts == contexts
+    assert all(torch.equal(found.vectors[name], vectors[name]) for name in names) and "c" not in found.vectors
 
 
 def test_generate_writes_the_target_from_the_vectors():

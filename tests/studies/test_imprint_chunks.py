@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import random
@@ -14,6 +15,7 @@ from typing import Any, Self
 
 import planted_fits
 import pytest
+import torch
 from tiny import contents, records
 from tiny_imprint import FIT, context, of_kind, tiny_imprint
 
@@ -21,12 +23,14 @@ from stepwell.engine import JobCall
 from stepwell.engine.chunks import Ended
 from stepwell.engine.process_pool import ProcessPool
 from stepwell.engine.worker import seed_of
+from stepwell.fitting.result import Fitted, Record
+from stepwell.fitting.saving import Saving
 from stepwell.plan import Plan
 from stepwell.runner import run
 from stepwell.stage import Memory
 from stepwell.store import RunFolder
 from stepwell.studies.imprint import kept
-from stepwell.studies.imprint.fits import WORK, Fitter, fit_pairs
+from stepwell.studies.imprint.fits import VECTORS, WORK, Fitter, fit_pairs
 from stepwell.studies.imprint.params import FitParams
 
 JOB = "joint.arithmetic.tiny"
@@ -133,6 +137,31 @@ def test_a_conflict_is_told_before_the_fit_has_ended_and_stops_nothing(
     assert memory.events[place]["message"] == alert["message"]
     assert [e for e in memory.events[place:] if e["event"] == "progress"], "pairs were fitted after it"
     assert [row for row in memory.records if row["kind"] != "alert"] == clean.records
+
+
+def test_of_all_pairs_one_chunk_at_a_time_is_in_memory(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vectors and curves, counted when a part is saved; the files are those of a fit in one chunk, byte for byte."""
+    add, alive = Saving.add, []
+
+    def counted(self: Saving, part: Fitted) -> None:
+        add(self, part)
+        every = gc.get_objects()
+        vectors = sum(each.nbytes for each in every if type(each) is torch.Tensor and each.shape[-2:] == (7, 64))
+        alive.append((vectors, sum(type(each) is Record for each in every)))
+
+    monkeypatch.setattr(Saving, "add", counted)
+    options = ("joint.slots=7", "joint.columns=1", "joint.recipe={steps: 2, restarts: 2, lr: 0.1}")
+    small = fitted(prepared, tmp_path / "small", *options)
+    one, most = 2 * 7 * 64 * 4, max(vectors for vectors, _ in alive)
+    assert len(alive) == PAIRS and one <= most <= 2 * one < PAIRS * one, "as they were kept, and as they are saved"
+    assert max(records for _, records in alive) <= 2 * 2
+    whole = fitted(prepared, tmp_path / "whole", *options, f"joint.chunk={PAIRS}")
+    assert small.records == whole.records
+    first, second = ({path.name: path.read_bytes() for path in sorted((folder / "artifacts" / JOB / VECTORS).iterdir())}
+                     for folder in (tmp_path / "small", tmp_path / "whole"))  # fmt: skip
+    assert first == second and set(first) == {"vectors.safetensors", "records.jsonl", "fit.json"}
 
 
 def test_an_engine_with_two_devices_gives_the_same_files(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from stepwell.studies.imprint.controls import controls
 from stepwell.studies.imprint.fits import VECTORS, fit_pairs
 from stepwell.studies.imprint.measures import measures
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.outcomes import write_outcomes
+from stepwell.studies.imprint.outcomes import Outcomes
 from stepwell.studies.imprint.pairs import examples
 from stepwell.studies.imprint.params import ControlParams, FitParams, MeasureParams
 
@@ -359,7 +359,9 @@ def test_losses_that_move_against_each_other_raise_the_conflict_alarm(
     for name, curves in (("against", against), ("along", along)):
         asked, found, params = made(curves)
         ctx, memory = context(plan, result.folder, "joint.arithmetic.tiny", tmp_path / name)
-        write_outcomes(params, ctx, asked, found)
+        outcomes = Outcomes(params=params, ctx=ctx)
+        outcomes.write(asked, found)
+        outcomes.close()
         (conflict,) = of_kind(memory, "conflict")
         assert (conflict["n"], conflict["undefined"]) == (6, 0)
         assert (conflict["mean"] < -0.8) == conflict["alarm"] == (name == "against") != conflict["fine"]

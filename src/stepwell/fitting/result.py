@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
@@ -21,6 +22,7 @@ from stepwell.errors import StepwellError
 from stepwell.fingerprint import fingerprint
 from stepwell.fitting.measuring import columns_of
 from stepwell.fitting.recipe import FitRecipe
+from stepwell.fitting.saving import ABOUT, RECORDS, VECTORS, Stored, saving
 from stepwell.latents.prompt import Problem, begins
 from stepwell.shapes import Backbone
 
@@ -137,9 +139,15 @@ class Fitted:
 
     def of(self, id: str) -> tuple[Record, ...]:
         """The records of one problem. Raises StepwellError where there is none."""
-        found = tuple(record for record in self.records if record.id == id)
-        if not found:
+        if id not in self._by_id:
             raise StepwellError(f"there is no problem `{id}` in this fit", "its records name the problems")
+        return tuple(self._by_id[id])
+
+    @cached_property
+    def _by_id(self) -> Mapping[str, Sequence[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.id, []).append(record)
         return found
 
     def best(self, id: str) -> Record:
@@ -214,37 +222,26 @@ class Fitted:
 
     def save(self, folder: Path) -> None:
         """Vectors as safetensors, records as JSON lines, the rest as JSON; whole or not at all."""
-        tensors = {f"vectors/{id}": found.contiguous() for id, found in self.vectors.items()}
-        tensors |= {f"modes/{name}": found.cpu().contiguous() for name, found in self.modes.items()}
-        tensors |= {f"contexts/{id}": torch.tensor(ids) for id, ids in self.contexts.items()}
-        about = {"recipe": self.recipe.model_dump(mode="json"), "slots": self.slots, "seed": self.seed,
-                 "stops": list(self.stops)}  # fmt: skip
-        with models.whole_folder(folder) as new:
-            save_file(tensors, new / "vectors.safetensors")
-            lines = [json.dumps(record.to_record(), allow_nan=False) + "\n" for record in self.records]
-            (new / "records.jsonl").write_text("".join(lines), encoding="utf-8")
-            (new / "fit.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        with saving(folder) as saved:
+            saved.add(self)
 
     @classmethod
     def load(cls, folder: Path, backbone: Any = None) -> Self:
-        """A saved fit. Raises StepwellError where the folder does not hold one."""
+        """A saved fit, its vectors read when they are asked for. Raises StepwellError where the folder holds none."""
         try:
-            about = json.loads((folder / "fit.json").read_text(encoding="utf-8"))
-            lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
-            records = tuple(Record.from_record(json.loads(line)) for line in lines)
-            with safe_open(folder / "vectors.safetensors", framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            recipe = FitRecipe.model_validate(about["recipe"])
-            rest = {"stops": tuple(about["stops"]), "slots": about["slots"], "seed": about["seed"]}
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            with (folder / RECORDS).open(encoding="utf-8") as lines:
+                records = tuple(Record.from_record(json.loads(line)) for line in lines)
+            vectors, modes, contexts = (
+                Stored(folder / VECTORS, f"{kind}/") for kind in ("vectors", "modes", "contexts")
+            )
+            return cls(
+                vectors=vectors, records=records, modes=dict(modes), recipe=FitRecipe.model_validate(about["recipe"]),
+                contexts={id: tuple(ids.tolist()) for id, ids in contexts.items()}, backbone=backbone,
+                stops=tuple(about["stops"]), slots=about["slots"], seed=about["seed"],
+            )  # fmt: skip
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise StepwellError(f"not a saved fit: {error}", "give a folder that `save` wrote", path=folder) from error
-
-        def under(kind: str) -> dict[str, Tensor]:
-            return {n.removeprefix(kind): found for n, found in tensors.items() if n.startswith(kind)}
-
-        contexts = {id: tuple(ids.tolist()) for id, ids in under("contexts/").items()}
-        return cls(vectors=under("vectors/"), records=records, modes=under("modes/"), recipe=recipe,
-                   backbone=backbone, contexts=contexts, **rest)  # fmt: skip
 
     def to_peft(self, folder: Path, id: str, mode: str, *, base_model: str, restart: int | None = None) -> None:
         """[context, mode, c] as an adapter of PEFT's prompt tuning: `PeftModel.from_pretrained(model, folder)`.

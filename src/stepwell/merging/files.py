@@ -38,6 +38,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 FLOATS = ("F64", "F32", "F16", "BF16")
 """The dtypes of weights that can be merged into; all others are taken for quantised, or for indices."""
 
+PT: Mapping[str, str] = {"format": "pt"}
+"""What transformers asks the metadata of a model's file for."""
 _SHARD = re.compile(r".*-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -217,30 +219,33 @@ def _model_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def writing(file: Path, tensors: Sequence[tuple[str, str, Sequence[int]]]) -> Iterator[Any]:
+def writing(
+    file: Path, tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] = PT
+) -> Iterator[Any]:
     """A new safetensors file, open behind its header; the bytes of the tensors lie in this order. Flushed at the end.
 
     Args:
         file: is created.
         tensors: name, dtype and shape of each.
+        metadata: of the file; none = no entry.
 
     Raises:
         StepwellError: at the end, when less or more was written than the header says.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape in tensors:
         stop = offset + entry_bytes(dtype, shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     with file.open("wb", buffering=0) as opened, _flushing(opened.fileno()):
         opened.write(len(text).to_bytes(8, "little") + text)
         yield opened
     wanted, found = 8 + len(text) + offset, file.stat().st_size
     if found != wanted:
-        raise StepwellError(f"{found} bytes were written, not {wanted}", "free space and merge again", path=file)
+        raise StepwellError(f"{found} bytes were written, not {wanted}", "free space and run it again", path=file)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ comes to the same numbers. Chunks are fitted in this process, or by workers besi
 
 from __future__ import annotations
 
+import heapq
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,11 +19,12 @@ from stepwell.engine.pool import LocalPool
 from stepwell.errors import StepwellError
 from stepwell.fitting.loop import fit
 from stepwell.fitting.result import Fitted
+from stepwell.fitting.saving import saving
 from stepwell.stage import Input, StageContext
 from stepwell.studies.imprint.asking import Asked, Source
 from stepwell.studies.imprint.kept import Ends, Kept, Watch
 from stepwell.studies.imprint.models import loaded
-from stepwell.studies.imprint.outcomes import write_outcomes
+from stepwell.studies.imprint.outcomes import Outcomes
 from stepwell.studies.imprint.params import FitParams
 from stepwell.tasks.base import QA
 
@@ -72,12 +74,9 @@ class Fitter:
         self.ctx.stop_if_asked()
         self.kept.write(chunk, Ends(ended=tuple(found.ended())))
 
-    def whole(self, asked: Asked, chunks: Sequence[range]) -> Fitted:
-        """The fit of all pairs, from some chunks; what is in none of them is recorded as stopped."""
-        parts = [self.kept.read(chunk) for chunk in chunks]
-        failed = {id: cause for part in parts for id, cause in part.failed.items()}
-        ended = tuple(each for part in parts for each in part.ended)
-        return self.run(asked, Ends(ended=ended, failed=failed), stop=lambda: True)
+    def ended(self, asked: Asked, chunk: range, *, counts: bool) -> Fitted:
+        """What came of a chunk that is kept; one that does not count, or is not there, is recorded as stopped."""
+        return self.run(asked, self.kept.read(chunk) if counts else Ends(), stop=lambda: True)
 
     def run(self, asked: Asked, before: Ends, **options: Any) -> Fitted:
         """`fit`, as the parameters say, after what was done before."""
@@ -100,23 +99,27 @@ def fit_pairs(params: FitParams, ctx: StageContext) -> None:
         shutil.rmtree(torn)  # a kill came while the fit was being saved
     # Where others fit, their devices are left to them.
     fitter = Fitter.of(params, ctx, None if ctx.pool is None else "cpu")
-    asked = fitter.source.asked()
-    course = Course.of(fitter, asked)
+    course = Course.of(fitter)
     before = fitter.kept.chunks()
     for chunk in before:
         course.done(chunk)
     pool = LocalPool(lambda chunk: fitter.fit(chunk, course.told)) if ctx.pool is None else ctx.pool(WORK)
     run_chunks(
-        pool, Queue(count=len(asked.items), size=params.chunk, before=before), done=course.done,
+        pool, Queue(count=len(fitter.source.items), size=params.chunk, before=before), done=course.done,
         poisoned=course.poisoned, stop=lambda: course.watch.abandoned is not None or ctx.stop_asked(),
     )  # fmt: skip
     if course.watch.abandoned is None:
         ctx.stop_if_asked()
     for alert in course.watch.alerts:
         ctx.write("alert", monitor=alert.monitor, step=alert.step, message=alert.message, stopped=alert.stop)
-    found = fitter.whole(asked, course.seen)
-    write_outcomes(params, ctx, asked, found)
-    found.save(ctx.folder / VECTORS)
+    outcomes = Outcomes(params=params, ctx=ctx)
+    with saving(ctx.folder / VECTORS) as saved:
+        for chunk, counts in course.all():
+            part = fitter.source.asked(chunk)
+            found = fitter.ended(part, chunk, counts=counts)
+            outcomes.write(part, found)
+            saved.add(found)
+    outcomes.close()
     fitter.kept.remove()
 
 
@@ -138,9 +141,9 @@ class Course:
     pairs: int = 0
 
     @classmethod
-    def of(cls, fitter: Fitter, asked: Asked) -> Self:
+    def of(cls, fitter: Fitter) -> Self:
         """At the beginning of a fit."""
-        recipe = fitter.params.recipe
+        recipe, asked = fitter.params.recipe, fitter.source.asked()
         watch = Watch(
             abandon=fitter.params.abandon, recipe=recipe, bars=asked.bars, pairs=asked.pairs(),
             total=len(asked.problems) * recipe.restarts, most_zero=fitter.params.most_zero,
@@ -154,6 +157,13 @@ class Course:
             if self.watch.abandoned is None:
                 self._see(each)
         self.told(0)
+
+    def all(self) -> Iterator[tuple[range, bool]]:
+        """All pairs in chunks, in their order, and whether a chunk counts: it was seen."""
+        size, count = self.fitter.params.chunk, len(self.fitter.source.items)
+        rest = Queue(count=count, size=size, before=self.seen)
+        others = [(chunk, False) for chunk in iter(rest.take, None)]
+        return heapq.merge([(chunk, True) for chunk in self.seen], others, key=lambda each: each[0].start)
 
     def poisoned(self, item: int, cause: str) -> None:
         """A pair is given up: it is kept with its error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stepwell.analysis.curves import conflict, conflicts, curve_health, is_zero, leak_check
@@ -52,31 +52,44 @@ def converged(record: Record, mode: str, bars: Mapping[str, float]) -> bool | No
     return bool((record.exact or {}).get(mode)) or (nats < bars[mode] if mode in bars else None)
 
 
-def write_outcomes(params: FitParams, ctx: StageContext, asked: Asked, found: Fitted) -> None:
-    """Every record of a fit; a pair that failed has its records too, so that no denominator shrinks."""
-    zeros: list[bool] = []
-    against = []
-    for item in asked.items:
-        parts = list(_parts(params, asked, found, item))
-        mine = [_target(ctx, asked, item.id, mode, part) for part in parts for mode in part.modes]
-        # Modes of one pair are no independent witnesses.
-        zeros += [any(known)] if (known := [zero for zero in mine if zero is not None]) else []
-        against.append(_pair(ctx, asked, item.id, parts))
-    # Where nothing can be said there is no record, and the gate that asks for one is inconclusive.
-    if zeros:
-        leak = leak_check(zeros, limit=params.most_zero)
-        share = leak.share
-        ctx.write(
-            "leak", n=share.n, zero=sum(zeros), share=share.value, low=share.low, high=share.high, alarm=leak.alarm,
-            fine=not leak.alarm,
-        )  # fmt: skip
-    pulled = conflicts(against)
-    mean = pulled.correlation
-    if params.together and mean.n:
-        ctx.write(
-            "conflict", n=mean.n, mean=mean.value, low=mean.low, high=mean.high, undefined=pulled.undefined,
-            alarm=pulled.alarm, fine=not pulled.alarm,
-        )  # fmt: skip
+@dataclass(kw_only=True)
+class Outcomes:
+    """Writes the records of a fit as its parts come; of these it keeps two numbers a pair, for the checks of them all.
+
+    Attributes:
+        params, ctx: of the job.
+    """
+
+    params: FitParams
+    ctx: StageContext
+    _zeros: list[bool] = field(default_factory=list)
+    _against: list[float | None] = field(default_factory=list)
+
+    def write(self, asked: Asked, found: Fitted) -> None:
+        """The records of some pairs; one that failed has its records too, so that no denominator shrinks."""
+        for item in asked.items:
+            parts = list(_parts(self.params, asked, found, item))
+            mine = [_target(self.ctx, asked, item.id, mode, part) for part in parts for mode in part.modes]
+            # Modes of one pair are no independent witnesses.
+            self._zeros += [any(known)] if (known := [zero for zero in mine if zero is not None]) else []
+            self._against.append(_pair(self.ctx, asked, item.id, parts))
+
+    def close(self) -> None:
+        """The checks of all pairs. Where nothing can be said there is no record, and a gate on it is inconclusive."""
+        if self._zeros:
+            leak = leak_check(self._zeros, limit=self.params.most_zero)
+            share = leak.share
+            self.ctx.write(
+                "leak", n=share.n, zero=sum(self._zeros), share=share.value, low=share.low, high=share.high,
+                alarm=leak.alarm, fine=not leak.alarm,
+            )  # fmt: skip
+        pulled = conflicts(self._against)
+        mean = pulled.correlation
+        if self.params.together and mean.n:
+            self.ctx.write(
+                "conflict", n=mean.n, mean=mean.value, low=mean.low, high=mean.high, undefined=pulled.undefined,
+                alarm=pulled.alarm, fine=not pulled.alarm,
+            )  # fmt: skip
 
 
 def _parts(params: FitParams, asked: Asked, found: Fitted, item: QA) -> Iterator[Part]:

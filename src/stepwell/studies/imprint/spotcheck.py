@@ -133,7 +133,7 @@ def _written(params: CheckParams, found: Fitted, items: Sequence[QA]) -> Iterato
     asked = [
         (item.id, mode, found.best(item.id))
         for item in items
-        if any(record.id == item.id and record.nats is not None for record in found.records)
+        if any(record.nats is not None for record in found.of(item.id))
         for mode in item.targets()
     ]
     for start in range(0, len(asked), params.batch_size):
