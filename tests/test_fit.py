@@ -363,6 +363,15 @@ def test_a_model_that_cannot_be_fitted_is_judged_by_its_losses():
 # What comes of it.
 
 
+def test_a_target_that_holds_the_end_of_another_is_refused_for_decoding_would_stop_there(backbone: Any):
+    mine = Problem(id="mine", targets=(Target(ids=(4, 7, EOS), mode="ask"),))
+    theirs = Problem(id="theirs", targets=(Target(ids=(5, 7), mode="ask"),))  # ends with 7
+    with pytest.raises(StepwellError, match="problem `mine`: it has the token 7, with which targets end"):
+        fit(backbone, [mine, theirs], slots=4, recipe=RECIPE, modes=MODES)
+    alone = fit(backbone, [mine], slots=4, recipe=UNTIL, modes=MODES)
+    assert alone.best("mine").all_exact and alone.decode("mine")["ask"].ids == (4, 7)
+
+
 def test_saved_and_loaded(whole: Fitted, backbone: Any, tmp_path: Path):
     whole.save(tmp_path / "fit")
     found = Fitted.load(tmp_path / "fit", backbone)

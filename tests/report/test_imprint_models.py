@@ -28,6 +28,12 @@ def test_two_models_are_compared_over_the_pairs_of_both(new_run: NewRun) -> None
     assert (line["n pairs of both"].text, line["exact points"].text) == ("20", "30")
     assert (line["only the first exact pairs"].text, line["only the second exact pairs"].text) == ("6", "0")
     is_near(line["bits held a pair"], *student([2.0 * place - 2.0 for place in range(20)]))
+    # Bits are of the fit that was measured, and no other.
+    for model in (MODEL, OTHER):
+        run.job(f"paraphrased.{TIER}.{model}", fitted(20, 9, model=model), seconds=1)
+    told = table(section(run, "convergence"), "Models on the same pairs")
+    assert line_of(told, f"{MODEL} - {OTHER}", "paraphrased")["bits held a pair"].why
+    assert not line_of(told, f"{MODEL} - {OTHER}", "joint")["bits held a pair"].why
 
 
 def test_a_pair_of_one_model_alone_is_not_compared(new_run: NewRun) -> None:

@@ -122,6 +122,13 @@ def test_when_a_fit_is_given_up_does_not_depend_on_the_order(prepared: Path, tmp
     assert [event["message"] for event in told] == [alert["message"]], "the live table shows why"
 
 
+def test_pairs_that_cannot_be_fitted_count_among_those_that_do_not_converge(prepared: Path, tmp_path: Path) -> None:
+    memory = fitted(prepared, tmp_path / "run", *GIVEN_UP[:1], "joint.slots=2000")
+    (alert,) = of_kind(memory, "alert")
+    assert alert["step"] == 0 and alert["message"].startswith("0 of 2 pairs converged")
+    assert [row["end"] for row in of_kind(memory, "pair")] == ["impossible"] * PAIRS
+
+
 def test_a_conflict_is_told_before_the_fit_has_ended_and_stops_nothing(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -273,6 +273,12 @@ def test_a_fit_that_leaks_is_given_up_while_it_runs() -> None:
         nats = {"answer": 0.0 if seen % 5 == 0 else 0.01}
         leaking.see(replace(ended(f"p{seen}", converged=True, exact=True), nats=nats))
         seen += 1
+    # A pair leaks when its best restart does, as its own record says.
+    best = watch(400, restarts=2, below=0.2, after=50)
+    for i in range(400):
+        best.see(replace(ended(f"p{i}", converged=True, exact=True), nats={"answer": 0.01}))
+        best.see(replace(ended(f"p{i}", 1), nats={"answer": 0.0}))
+    assert best.abandoned is None
     assert [(alert.monitor, alert.stop) for alert in leaking.alerts] == [("leak", True)] and 50 <= seen < 200
     assert leaking.abandoned.endswith("at 95% over all looks; above 5% a leak is suspected")
 

@@ -129,12 +129,15 @@ def _require_self_test(backbone: Any) -> None:
 def _faults(backbone: Any, problems: Sequence[Problem], modes: Mapping[str, Tensor], slots: int) -> dict[str, str]:
     faults: dict[str, str] = {}
     seen: set[str] = set()
+    stops = {target.ids[-1] for problem in problems for target in problem.targets if target.ids}
     for problem in problems:
         if problem.id in seen:
             raise StepwellError(f"two problems have the id `{problem.id}`", "give each its own: seeds come from it")
         seen.add(problem.id)
         if (fault := fault_of(backbone, problem, modes, slots)) is not None:
             faults[problem.id] = fault
+        elif inner := sorted(stops.intersection(i for target in problem.targets for i in target.ids[:-1])):
+            faults[problem.id] = f"it has the token {inner[0]}, with which targets end: decoding would stop there"
     return faults
 
 

@@ -10,7 +10,7 @@ from stepwell.report.cells import Cell, Column, Row, Table, dash, number
 from stepwell.report.folder import Record, RunData
 from stepwell.report.imprint.held import whole_gain
 from stepwell.report.imprint.numbers import difference, estimate_cell
-from stepwell.report.imprint.reading import Group, records_of
+from stepwell.report.imprint.reading import Group, checked_stage, ordered_stages, records_of
 from stepwell.report.measures import grouped
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def model_tables(data: RunData, parts: Mapping[Group, Sequence[Part]]) -> list[T
             theirs = {part.name: part for part in parts[tier, second]}
             for part in parts[tier, first]:
                 if part.name in theirs:
-                    gains = bits if not part.mode else {}
+                    gains = bits.get(part.name, {})
                     cells = _line(part, theirs[part.name], gains.get((tier, first)), gains.get((tier, second)))
                     rows.append(Row(cells=(Cell(text=tier), Cell(text=f"{first} - {second}"), *cells), group=tier))
     if not rows:
@@ -71,10 +71,11 @@ def _exact(outcomes: Sequence[Record]) -> dict[str, float]:
     return {record["id"]: float(record["exact"]) for record in outcomes if record.get("exact") is not None}
 
 
-def _bits(data: RunData) -> dict[Group, dict[str, float | None]]:
-    """Bits of each pair, of all its modes together; None where one mode has none."""
-    found: dict[Group, dict[str, float | None]] = {}
-    for group, mine in grouped(records_of(data, "gain"), lambda record: record["group"]).items():
-        for name, rows in grouped(mine, lambda record: record["id"]).items():
-            found.setdefault(group, {})[name] = whole_gain(name, rows)["bits"]
+def _bits(data: RunData) -> dict[str, dict[Group, dict[str, float | None]]]:
+    """Bits of each pair, of all its modes together, by the fit that was measured; None where one mode has none."""
+    found: dict[str, dict[Group, dict[str, float | None]]] = {}
+    gains, fits = records_of(data, "gain"), ordered_stages(data, records_of(data, "pair"))
+    for (stage, group, id), rows in grouped(gains, lambda r: (r["stage"], r["group"], r["id"])).items():
+        mine = found.setdefault(checked_stage(data, stage, fits), {})
+        mine.setdefault(group, {})[id] = whole_gain(id, rows)["bits"]
     return found

@@ -18,7 +18,7 @@ from stepwell.engine.chunks import InOrder, Queue, run_chunks
 from stepwell.engine.pool import LocalPool
 from stepwell.errors import StepwellError
 from stepwell.fitting.loop import fit
-from stepwell.fitting.result import Fitted
+from stepwell.fitting.result import Fitted, Record
 from stepwell.fitting.saving import saving
 from stepwell.stage import Input, StageContext
 from stepwell.studies.imprint.asking import Asked, Source
@@ -181,12 +181,15 @@ class Course:
 
     def _see(self, chunk: range) -> None:
         self.seen.append(chunk)
-        part, told = self.fitter.kept.read(chunk), len(self.watch.alerts)
-        for record, _ in part.ended:
-            if self.watch.abandoned is None:
-                self.watch.see(record)
-        for id in part.failed:
-            if self.watch.abandoned is None:
+        ended: dict[str, list[Record]] = {}
+        for record, _ in self.fitter.kept.read(chunk).ended:
+            ended.setdefault(record.id, []).append(record)
+        told, (problems, _) = len(self.watch.alerts), self.fitter.source.problems(chunk)
+        for id in (problem.id for problem in problems):
+            for record in ended.get(id, ()):
+                if self.watch.abandoned is None:
+                    self.watch.see(record)
+            if id not in ended and self.watch.abandoned is None:
                 self.watch.lost(id)
         for alert in self.watch.alerts[told:]:
             self.fitter.ctx.event("alert", monitor=alert.monitor, step=alert.step, message=alert.message)

@@ -104,7 +104,8 @@ class Watch:
     what comes of it is a gate's to say, when the fit has ended.
 
     It sees the pairs in their order, so what it decides does not depend on who fitted them, or when. A pair whose modes
-    have vectors of their own converges when all of them do; one that was given up because of its errors does not.
+    have vectors of their own converges when all of them do; one that cannot be fitted, or was given up because of its
+    errors, does not.
 
     Attributes:
         abandon: when to give up; None = never.
@@ -146,15 +147,16 @@ class Watch:
         mine.append(record)
         if len(mine) < self.recipe.restarts and not (self.recipe.until_exact and record.all_exact):
             return
-        if (found := opposition(best_of(mine) or mine[0])) is not None:
+        best = best_of(mine) or mine[0]
+        if (found := opposition(best)) is not None:
             self._opposed[record.id] = found
             self._look_at_conflict()
         bars = self.bars.get(record.id, {})
         good = any(e.nats and all(converged(e, mode, bars) for mode in e.nats) for e in mine)
-        self._settle(record.id, good, any(is_zero([nats]) for e in mine for nats in (e.nats or {}).values()))
+        self._settle(record.id, good, any(is_zero([nats]) for nats in (best.nats or {}).values()))
 
     def lost(self, id: str) -> None:
-        """Count a problem that was given up, and look."""
+        """Count a problem of which no restart ended, and look."""
         self._settle(id, False, False)
 
     def _settle(self, id: str, good: bool, zero: bool) -> None:
