@@ -77,12 +77,12 @@ def test_gradient_of_c_by_finite_differences(name: str, options: dict[str, float
     )
     vectors = random(1, 3, 32, seed=4)
 
-    def loss(c: torch.Tensor) -> float:
-        total = 0.0
+    def loss(c: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64)
         for target in targets:
             embeds = torch.cat((modes[target.mode][None, None], c, backbone.embed(torch.tensor([target.ids[:-1]]))), 1)
             logits = backbone.model(inputs_embeds=embeds).logits[0, 3:]
-            total += target.weight * float(plain(logits, torch.tensor(target.ids), **options).mean())
+            total = total + target.weight * plain(logits, torch.tensor(target.ids), **options).mean()
         return total
 
     def of(*chosen: Target) -> Any:
@@ -94,9 +94,12 @@ def test_gradient_of_c_by_finite_differences(name: str, options: dict[str, float
     with torch.no_grad():
         for seed in range(3):
             direction, step = random(1, 3, 32, seed=10 + seed), 1e-5
-            wanted = (loss(vectors + step * direction) - loss(vectors - step * direction)) / (2 * step)
+            wanted = float(loss(vectors + step * direction) - loss(vectors - step * direction)) / (2 * step)
             assert float((found.gradients.sum(1) * direction).sum()) == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(found.gradients[:, 0], alone.gradients[:, 0], rtol=1e-8, atol=1e-10)
+    leaf = vectors.clone().requires_grad_()
+    (exactly,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(found.gradients.sum(1), exactly, rtol=1e-10, atol=1e-13)
     assert alone.present.tolist() == [[True, False]] and bool(alone.nats[0, 1].isnan())
 
 

@@ -172,7 +172,8 @@ def one_pass(
     )  # fmt: skip
     assert found.slope is not None
     row = rows.prompt.states // rows.prompt.longest
-    share = (rows.weight / rows.prompt.counts)[row]
+    # In the precision of what is fitted: a third is another number in float32.
+    share = (rows.weight.to(inner) / rows.prompt.counts)[row]
     (gradient,) = torch.autograd.grad(hidden, leaf, found.slope * share[:, None].to(found.slope))
     return *rows.each(found), gradient
 
