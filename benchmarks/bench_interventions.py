@@ -40,6 +40,8 @@ EVALUATIONS = 3
 class RandomQuestions(RandomItems):
     """Random items with two random options each, and a number of hops."""
 
+    choice = True
+
     @classmethod
     def drawn(cls, n: int, tokens: int, vocabulary: int) -> RandomQuestions:
         """As for `RandomItems`."""

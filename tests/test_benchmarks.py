@@ -10,6 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parents[1] / "benchmarks"
 NAMES = tuple(sorted(path.stem for path in HERE.glob("bench_*.py")))
+LONG = ("bench_devices",)
+"""They start processes of their own, for a quarter of a minute."""
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def _lies_in(module: object, folder: Path) -> bool:
     return path is not None and Path(path).parent == folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES])
 def test_quick_form_runs_and_compares_results(name, benchmark, capsys):
     benchmark(name).main(["--quick", "--threads", "1"])
     shown = capsys.readouterr().out

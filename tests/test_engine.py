@@ -234,17 +234,6 @@ def _runs(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-def test_training_goes_on_bit_by_bit_after_a_kill(tmp_path: Path):
-    killed = one_stage("toy.train", engine="process", die_at=8)
-    whole = one_stage("toy.train", engine="process")
-    run(killed, tmp_path / "killed")
-    run(whole, tmp_path / "whole")
-    assert started(tmp_path / "killed") == ["only", "only"]
-    records = (tmp_path / "whole" / "records" / "only.jsonl").read_bytes()
-    assert (tmp_path / "killed" / "records" / "only.jsonl").read_bytes() == records
-    assert len(records.splitlines()) == 12
-
-
 def test_the_inline_engine_leaves_torch_as_it_was(tmp_path: Path):
     import torch
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -127,14 +128,16 @@ def test_a_probe_that_ran_out_of_time_is_tried_again_alone(ends: bool, monkeypat
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_process_that_is_dying_is_not_left_behind(stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check, "DYING_SECONDS", 0.5 if stays else 60)
-    link = tmp_path / "probe-dying"
+    link = tmp_path / ("probe-stays" if stays else "probe-dies")
     link.symlink_to(shutil.which("sleep") or "/bin/sleep")
     one = subprocess.Popen([str(link), "60"])
     dies = threading.Timer(0.2, lambda: (one.kill(), one.wait()))
     try:
+        while check._named(link.name) is None:
+            time.sleep(0.01)  # the kernel names a process a moment after it has begun
         if not stays:
             dies.start()
-        assert check._left("probe-dying") == (one.pid if stays else None)
+        assert check._left(link.name) == (one.pid if stays else None)
     finally:
         one.kill()
         one.wait()

@@ -207,22 +207,23 @@ def test_a_real_model_in_half_precision():
     assert model.base_sha256 == weights_sha256(backbone)
 
 
-@pytest.mark.parametrize(
-    ("accumulation", "batch_size", "dropout"), [(4, 1, 0.1), (1, 4, 0.0)], ids=["whole batches", "parts of a batch"]
-)
-def test_two_processes_are_one(tmp_path, accumulation, batch_size, dropout):
+WHOLE_BATCHES = {"accumulation": 4, "batch_size": 1, "dropout": 0.1}
+PARTS_OF_A_BATCH = {"accumulation": 1, "batch_size": 4, "dropout": 0.0}
+
+
+def test_two_processes_are_one(tmp_path):
     """A step is the plan's: what one process accumulates, two compute side by side."""
-    here = Path(__file__).parent
+    here, settings = Path(__file__).parent, [WHOLE_BATCHES, PARTS_OF_A_BATCH]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(here / "torchrun_worker.py"), str(tmp_path), str(accumulation), str(batch_size),
-               str(dropout)]  # fmt: skip
+               str(here / "torchrun_worker.py"), str(tmp_path), json.dumps(settings)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert told[0] == told[1]
-    alone: Run = prepared(accumulation=accumulation, batch_size=batch_size, dropout=dropout).go()
-    assert told[0]["losses"] == pytest.approx(alone.losses, rel=1e-4)
-    assert len(set(alone.losses)) == 6
-    weights = [float(parameter.detach().double().sum()) for parameter in alone.lora.parameters()]
-    assert told[0]["weights"] == pytest.approx(weights, rel=1e-3, abs=1e-3)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for told, setting in zip(first, settings, strict=True):
+        alone: Run = prepared(**setting).go()
+        assert told["losses"] == pytest.approx(alone.losses, rel=1e-4)
+        assert len(set(alone.losses)) == 6
+        weights = [float(parameter.detach().double().sum()) for parameter in alone.lora.parameters()]
+        assert told["weights"] == pytest.approx(weights, rel=1e-3, abs=1e-3)

@@ -1,4 +1,4 @@
-"""One process of a training that `torchrun` starts; the first writes its losses and the adapter's sum."""
+"""One process of the trainings that `torchrun` starts; each writes their losses and the adapters' sums."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from stepwell.ranks import Ranks
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    told = []
     with Ranks.joined("cpu") as ranks:
-        accumulation, batch_size = map(int, sys.argv[2:4])
-        run = prepared(ranks=ranks, accumulation=accumulation, batch_size=batch_size, dropout=float(sys.argv[4])).go()
-        weights = [float(parameter.detach().double().sum()) for parameter in run.lora.parameters()]
-        Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps({"losses": run.losses, "weights": weights}))
+        for options in json.loads(sys.argv[2]):
+            run = prepared(ranks=ranks, **options).go()
+            weights = [float(parameter.detach().double().sum()) for parameter in run.lora.parameters()]
+            told.append({"losses": run.losses, "weights": weights})
+    Path(sys.argv[1], f"{ranks.rank}.json").write_text(json.dumps(told))
