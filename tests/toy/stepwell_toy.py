@@ -27,11 +27,9 @@ class SumParams(Spec):
 
 
 class TrainParams(Spec):
-    """A small network with dropout, AdamW and a scheduler."""
+    """Of a linear map, by AdamW."""
 
     steps: int = 12
-    save_every: int = 3
-    die_at: int | None = None
 
 
 class ChunkParams(Spec):
