@@ -1,9 +1,11 @@
-"""`make demo` takes a verdict, whichever it is, for a success, and an error for an error."""
+"""`make demo` takes a verdict for a success and an error for an error; tests of a group go to one worker."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,12 @@ def test_a_crash_is_no_verdict(tmp_path: Path):
     done = make_demo(tmp_path, "exit 1")
     assert done.returncode != 0
     assert "make demo: the run ended without a report" in done.stderr
+
+
+def test_a_group_of_tests_goes_to_one_worker(tmp_path: Path):
+    """`make chaos` stands on it: versions of pytest and pytest-xdist that do not fit together say nothing."""
+    test = '@pytest.mark.xdist_group("one")\ndef test_{name}(): pass\n'
+    (tmp_path / "test_group.py").write_text("import pytest\n" + "".join(test.format(name=name) for name in "abcd"))
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-v", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(set(re.findall(r"\[(gw\d)\]", done.stdout))) == 1, done.stdout

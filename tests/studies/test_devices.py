@@ -69,24 +69,37 @@ def losses(folder: Path) -> dict[str, list[float]]:
     return {job: values for job, values in found.items() if values}
 
 
+WHOLE, IN_PARTS = {"shard": False}, {"shard": True}
+
+
 @pytest.mark.parametrize(
-    "study",
+    ("study", "ways"),
     [
-        pytest.param(of_thoughts, id="thoughts"),
-        pytest.param(of_text, id="text", marks=pytest.mark.slow),
-        pytest.param(of_wire, id="wire", marks=pytest.mark.slow),
-        pytest.param(of_tune, id="tune", marks=pytest.mark.slow),
+        pytest.param(of_thoughts, [WHOLE], id="thoughts"),
+        pytest.param(of_thoughts, [IN_PARTS], id="thoughts in parts", marks=pytest.mark.slow),
+        pytest.param(of_text, [WHOLE], id="text", marks=pytest.mark.slow),
+        pytest.param(of_wire, [WHOLE, IN_PARTS], id="wire", marks=pytest.mark.slow),
+        pytest.param(of_tune, [WHOLE, IN_PARTS], id="tune", marks=pytest.mark.slow),
     ],
 )
-def test_two_devices_have_the_losses_of_one(study: Callable[..., Plan], model: Path, tmp_path: Path) -> None:
+def test_two_devices_have_the_losses_of_one(
+    study: Callable[..., Plan], ways: list[dict[str, bool]], model: Path, tmp_path: Path
+) -> None:
     plan = study(model)
     run(on(plan, 1, engine="inline"), tmp_path / "1")
-    run(on(plan, 2), tmp_path / "2")
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
-    assert {event["processes"] for event in events_of(tmp_path / "2", "job-joined")} == {2}
-    assert one.keys() == two.keys() and all(len(set(values)) > 1 for values in one.values())
-    for job, values in one.items():
-        assert two[job] == pytest.approx(values, rel=2e-3, abs=2e-4), job
+    one = losses(tmp_path / "1")
+    assert all(len(set(values)) > 1 for values in one.values())
+    for way in ways:
+        folder = tmp_path / ("parts" if way["shard"] else "2")
+        run(on(plan, 2, **way), folder)
+        assert {event["processes"] for event in events_of(folder, "job-joined")} == {2}
+        sharded = events_of(folder, "sharded")
+        assert bool(sharded) == way["shard"]
+        assert all(each["processes"] == 2 and each["held"] < 0.8 * each["weights"] for each in sharded)
+        two = losses(folder)
+        assert one.keys() == two.keys()
+        for job, values in one.items():
+            assert two[job] == pytest.approx(values, rel=2e-3, abs=2e-4), job
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -113,29 +126,6 @@ def when_saved(folder: Path, act: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "study",
-    [
-        pytest.param(of_thoughts, id="thoughts"),
-        pytest.param(of_wire, id="wire"),
-        pytest.param(of_tune, id="tune"),
-    ],
-)
-def test_a_model_in_parts_has_the_losses_of_a_whole_one(
-    study: Callable[..., Plan], model: Path, tmp_path: Path
-) -> None:
-    plan = study(model)
-    run(on(plan, 1, engine="inline"), tmp_path / "whole")
-    run(on(plan, 2, shard=True), tmp_path / "parts")
-    for sharded in events_of(tmp_path / "parts", "sharded"):
-        assert sharded["processes"] == 2 and sharded["held"] < 0.8 * sharded["weights"]
-    one, two = losses(tmp_path / "whole"), losses(tmp_path / "parts")
-    assert one.keys() == two.keys() and events_of(tmp_path / "parts", "sharded")
-    for job, values in one.items():
-        assert two[job] == pytest.approx(values, rel=2e-3, abs=2e-4), job
-
-
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
     """A training on two devices that was left alone."""
@@ -145,6 +135,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, 
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("left alone")
 def test_a_killed_process_takes_the_job_back_to_its_checkpoint(whole: tuple[Plan, Path], tmp_path: Path) -> None:
     """The other process does not wait for ever, and the job's second attempt ends as one that was left alone."""
     (plan, left_alone), folder = whole, tmp_path / "killed"
@@ -160,6 +151,7 @@ def test_a_killed_process_takes_the_job_back_to_its_checkpoint(whole: tuple[Plan
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("left alone")
 def test_all_processes_stop_together_and_go_on(whole: tuple[Plan, Path], tmp_path: Path) -> None:
     (plan, left_alone), folder = whole, tmp_path / "stopped"
     watcher = when_saved(folder, (folder / "stop").touch)
