@@ -232,6 +232,15 @@ def test_corrected_failures_are_linted_before_they_are_trained_on(made: tuple[Pa
     assert (linted["n"], linted["replayed"]) == (told["n"], told["replayed"])
 
 
+def mining(made: tuple[Path, list[Any], list[str]], *, items: int) -> list[dict[str, Any]]:
+    """The stages up to the failures of so many problems."""
+    return [
+        stage("data", "data", **PARAMS.model_dump(mode="json")),
+        stage("model", "model", name=str(made[0].parent / "tiny")),
+        stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=items),
+    ]
+
+
 def test_a_linter_of_other_failures_lets_nothing_be_trained_on(
     made: tuple[Path, list[Any], list[str]], tmp_path: Path
 ) -> None:
@@ -240,9 +249,7 @@ def test_a_linter_of_other_failures_lets_nothing_be_trained_on(
     with pytest.raises(StageFailed) as error:
         run(
             plan_of(
-                stage("data", "data", **PARAMS.model_dump(mode="json")),
-                stage("model", "model", name=str(made[0].parent / "tiny")),
-                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=2),
+                *mining(made, items=2),
                 stage("file", "correct", ["data", "mine"], by=right),
                 stage("lint", "lint", ["data", "model", "mine"], max_tokens=400, replay=0.5),
                 stage("train", "train", ["data", "model", "file", "lint"], **TRAINING),
@@ -259,9 +266,7 @@ def test_nothing_to_train_on_is_said(made: tuple[Path, list[Any], list[str]], tm
     with pytest.raises(StageFailed) as error:
         run(
             plan_of(
-                stage("data", "data", **PARAMS.model_dump(mode="json")),
-                stage("model", "model", name=str(made[0].parent / "tiny")),
-                stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=2),
+                *mining(made, items=2),
                 stage("file", "correct", ["data", "mine"], by=recorded(tmp_path / "t.jsonl", never, "a teacher")),
                 stage("again", "correct", ["data", "model", "file", "mine"], decoding={"max_tokens": 2}),
                 stage("train", "train", ["data", "model", "file"], **TRAINING),
@@ -278,9 +283,7 @@ def test_a_teacher_that_breaks_off_is_not_asked_twice(made: tuple[Path, list[Any
     answer = completion("#### 1")
     with serving(answer, answer, error(500), answer) as server:
         plan = plan_of(
-            stage("data", "data", **PARAMS.model_dump(mode="json")),
-            stage("model", "model", name=str(made[0].parent / "tiny")),
-            stage("mine", "mine", ["data", "model"], decoding={"max_tokens": 2}, items=4),
+            *mining(made, items=4),
             stage("endpoint", "correct", ["data", "mine"], by=asked_at(server.port, retries=0)),
         )
         with pytest.raises(StageFailed, match="failed once, and no retries are allowed: HTTP 500") as broke:

@@ -97,7 +97,7 @@ def _training_jobs(folder: RunData) -> list[tuple[str, str]]:
 
 def _counted_over(counts: set[int]) -> str:
     """The n for the head of a column, where it is the same for all."""
-    return f", n {_common(counts)}" if len(counts) == 1 else ""
+    return f", n {common}" if (common := _common(counts)) else ""
 
 
 def _common(counts: set[int]) -> str:
